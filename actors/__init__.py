@@ -1,0 +1,1 @@
+"""The distributed actor system: the only package that imports ray."""

@@ -1,0 +1,70 @@
+"""What processes and the machine used, from /proc: processor time and memory."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident and proportional memory of one process, in bytes."""
+
+    rss_bytes: int
+    pss_bytes: int
+
+
+def processor_s(pids: Iterable[int]) -> float:
+    """User and system time that these processes have used so far, in seconds; one that has ended counts 0."""
+    return sum(_process_ticks(pid) for pid in pids) / _TICKS_PER_S
+
+
+def machine_busy_s() -> float:
+    """Time that all processors were busy or taken away by the hypervisor since boot, in seconds."""
+    with open("/proc/stat", encoding="ascii") as table:
+        user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, table.readline().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / _TICKS_PER_S
+
+
+def memory(pid: int) -> Memory:
+    """Raises OSError when the process has ended."""
+    values = {"Rss": 0, "Pss": 0}
+    with open(f"/proc/{pid}/smaps_rollup", encoding="ascii", errors="replace") as table:
+        for line in table:
+            key, _, rest = line.partition(":")
+            if key in values:
+                values[key] = int(rest.split()[0]) << 10
+    return Memory(values["Rss"], values["Pss"])
+
+
+def read_bytes(pid: int) -> int:
+    """Bytes that a process has read through read-like system calls, from whatever file."""
+    with open(f"/proc/{pid}/io", encoding="ascii") as table:
+        return int(table.readline().split()[1])
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and everything below it."""
+    found = [pid]
+    for parent in found:
+        try:
+            threads = os.listdir(f"/proc/{parent}/task")
+        except FileNotFoundError:
+            continue
+        for thread in threads:
+            try:
+                with open(f"/proc/{parent}/task/{thread}/children", encoding="ascii") as table:
+                    found += map(int, table.read().split())
+            except FileNotFoundError:
+                continue
+    return found
+
+
+def _process_ticks(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as table:
+            fields = table.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(fields[11]) + int(fields[12])

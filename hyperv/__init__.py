@@ -1,0 +1,1 @@
+"""How virtual machines are driven: the driver interface and the drivers."""

@@ -1,0 +1,1 @@
+"""How bytes are mirrored: the tap, the stream, the dirty log, reintegration, the mirror process."""

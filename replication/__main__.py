@@ -1,0 +1,197 @@
+"""The two foreground commands: one module's source or target, without Ray and without a configuration file.
+
+    python -m hotpair.replication target --dir DIR --state DIR --listen HOST:PORT
+    python -m hotpair.replication source --dir DIR --state DIR --peer HOST:PORT [--alone-after SECONDS]
+
+Each prints ``ready`` when it is, and what happens afterwards, a line each. SIGTERM unmounts and ends cleanly.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import ipaddress
+import logging
+import os
+import sys
+from typing import NoReturn
+
+from hotpair.replication.control import ControlServer, source_commands, target_commands
+from hotpair.replication.errors import BadConfiguration, MirrorError
+from hotpair.replication.limits import EXTENT_SIZE, EXTENT_SIZE_LARGEST, EXTENT_SIZE_SMALLEST, HOT_EXTENTS
+from hotpair.replication.source_process import SourceOptions, SourceProcess
+from hotpair.replication.target_process import TargetOptions, TargetProcess
+from hotpair.replication.transport_io import TlsFiles, parse_address
+
+UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+
+
+class Parser(argparse.ArgumentParser):
+    """Bad usage is one line and exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadConfiguration(message)
+
+
+def parser() -> Parser:
+    """The command line."""
+    top = Parser(prog="python -m hotpair.replication", description="Mirror one directory in the foreground.")
+    commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
+    source = commands.add_parser("source", help="mount over DIR and replicate what is written there")
+    target = commands.add_parser("target", help="hold the copy")
+    for command in (source, target):
+        command.add_argument("--dir", required=True, help="the module's directory")
+        command.add_argument("--state", required=True, help="where the durable record and the dirty log are kept")
+        command.add_argument("--durability", default="memory", help="memory (default) or disk")
+        command.add_argument("--stall-timeout", default="10", metavar="SECONDS", help="10 by default")
+        command.add_argument("--tls-certificate", metavar="FILE")
+        command.add_argument("--tls-key", metavar="FILE")
+        command.add_argument("--tls-ca", metavar="FILE", help="the authority that signed the peer's certificate")
+        command.add_argument("--no-tls", action="store_true", help="allow a connection beyond this host without TLS")
+        command.add_argument("--verbose", action="store_true", help="log more")
+    source.add_argument("--peer", required=True, metavar="HOST:PORT")
+    source.add_argument("--alone-after", metavar="SECONDS", help="the verdict after a lost link; none by default")
+    source.add_argument("--cache", default="direct", help="direct (default) or page")
+    source.add_argument(
+        "--extent-size", default=str(EXTENT_SIZE), metavar="BYTES", help="a power of two; 4m by default"
+    )
+    source.add_argument("--hot-extents", default=str(HOT_EXTENTS), metavar="N", help="size of the activity log")
+    target.add_argument("--listen", required=True, metavar="HOST:PORT")
+    target.add_argument("--overwrite", action="store_true", help="replace what is in DIR although it was never a copy")
+    return top
+
+
+def seconds(option: str, text: str) -> float:
+    """A positive time. Raises BadConfiguration."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e6:
+        raise BadConfiguration(f"{option} {text}: give a number of seconds, for example 5")
+    return value
+
+
+def one_of(option: str, text: str, accepted: tuple[str, ...]) -> str:
+    """A word out of a few. Raises BadConfiguration."""
+    if text not in accepted:
+        raise BadConfiguration(f"{option} {text}: give one of {', '.join(accepted)}")
+    return text
+
+
+def extent_size(text: str) -> int:
+    """A power of two within the limits. Raises BadConfiguration."""
+    unit = UNITS.get(text[-1:].lower(), 1)
+    digits = text[:-1] if unit > 1 else text
+    value = int(digits) * unit if digits.isdigit() else 0
+    if not EXTENT_SIZE_SMALLEST <= value <= EXTENT_SIZE_LARGEST or value & (value - 1):
+        raise BadConfiguration(
+            f"--extent-size {text}: give a power of two from {EXTENT_SIZE_SMALLEST} to {EXTENT_SIZE_LARGEST}, "
+            "for example 4m"
+        )
+    return value
+
+
+def count(option: str, text: str, least: int, most: int) -> int:
+    """A whole number within limits. Raises BadConfiguration."""
+    if not text.isdigit() or not least <= int(text) <= most:
+        raise BadConfiguration(f"{option} {text}: give a whole number from {least} to {most}")
+    return int(text)
+
+
+def tls_files(options: argparse.Namespace, host: str) -> TlsFiles | None:
+    """The TLS files, all three or none. Without them only a loopback address, unless said plainly."""
+    given = (options.tls_certificate, options.tls_key, options.tls_ca)
+    if all(given):
+        return TlsFiles(*given)
+    if any(given):
+        raise BadConfiguration("--tls-certificate, --tls-key and --tls-ca go together: give all three, or --no-tls")
+    if not options.no_tls and not is_loopback(host):
+        raise BadConfiguration(f"{host} is not a loopback address: give the --tls options, or say --no-tls")
+    return None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address cannot leave this host."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def directory(text: str) -> bytes:
+    """The module's directory, absolute."""
+    path = os.path.realpath(text)
+    if not os.path.isdir(path):
+        raise BadConfiguration(f"--dir {text}: not a directory: create it, or name another")
+    return os.fsencode(path)
+
+
+def build(arguments: list[str]) -> tuple[SourceProcess | TargetProcess, str]:
+    """The mirror process that the arguments describe, and its state directory. Raises MirrorError."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        stream=sys.stderr,
+    )
+    durability = one_of("--durability", options.durability, ("memory", "disk"))
+    stall = seconds("--stall-timeout", options.stall_timeout)
+    state = os.path.realpath(options.state)
+    if options.command == "target":
+        host, port = parse_address(options.listen)
+        return TargetProcess(
+            TargetOptions(
+                directory=directory(options.dir),
+                state=state,
+                listen=(host, port),
+                durability=durability,
+                stall_timeout_s=stall,
+                overwrite=options.overwrite,
+                tls=tls_files(options, host),
+            ),
+            say,
+        ), state
+    host, port = parse_address(options.peer)
+    return SourceProcess(
+        SourceOptions(
+            directory=directory(options.dir),
+            state=state,
+            peer=(host, port),
+            alone_after_s=None if options.alone_after is None else seconds("--alone-after", options.alone_after),
+            durability=durability,
+            cache=one_of("--cache", options.cache, ("direct", "page")),
+            extent_size=extent_size(options.extent_size),
+            hot_extents=count("--hot-extents", options.hot_extents, 64, 1 << 22),
+            stall_timeout_s=stall,
+            tls=tls_files(options, host),
+        ),
+        say,
+    ), state
+
+
+def say(text: str) -> None:
+    """A line for whoever started the command."""
+    print(text, flush=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of the two commands; the exit code."""
+    sys.setswitchinterval(0.0001)  # a thread that wants the interpreter's lock gets it soon
+    try:
+        process, state = build(arguments)
+    except MirrorError as error:
+        print(f"hotpair: {error}", file=sys.stderr)
+        return 2
+    os.chdir("/")
+    gc.freeze()
+    commands = source_commands(process) if isinstance(process, SourceProcess) else target_commands(process)
+    server = ControlServer(os.path.join(state, "control.sock"), commands)
+    try:
+        return process.run()
+    finally:
+        server.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,107 @@
+"""The control socket: how a supervisor asks a mirror process and tells it the verdict.
+
+A Unix stream socket in the state directory. Requests and answers are msgpack arrays behind a 4-byte big-endian length:
+``[id, command, {arguments}]`` is answered by ``[id, "ok", {...}]`` or ``[id, "error", text]``. A thread of its own
+serves it, so that status, verdicts and stop are answered even while the loop waits for a disk that does not answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import msgpack
+
+from hotpair.replication.errors import MirrorError
+
+if TYPE_CHECKING:
+    from hotpair.replication.source_process import SourceProcess
+    from hotpair.replication.target_process import TargetProcess
+
+log = logging.getLogger("hotpair.replication")
+
+LENGTH: Final = struct.Struct(">I")
+REQUEST_LIMIT: Final = 1 << 16
+Command = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+class ControlServer:
+    """Serves the control socket until closed."""
+
+    def __init__(self, path: str, commands: dict[str, Command]) -> None:
+        self._path = path
+        self._commands = commands
+        if os.path.exists(path):
+            os.unlink(path)  # the state directory is locked, so that its owner is gone
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(path)
+        os.chmod(path, 0o600)
+        self._listener.listen(8)
+        threading.Thread(target=self._accept, name="control", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        try:
+            self._listener.shutdown(socket.SHUT_RDWR)
+        finally:
+            self._listener.close()
+            os.unlink(self._path)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            threading.Thread(target=self._serve, args=(sock,), name="control client", daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with sock, sock.makefile("rb") as stream:
+            while True:
+                head = stream.read(LENGTH.size)
+                if len(head) < LENGTH.size:
+                    return
+                (length,) = LENGTH.unpack(head)
+                if length > REQUEST_LIMIT:
+                    self._send(sock, [0, "error", f"a request of {length} bytes is over the limit of {REQUEST_LIMIT}"])
+                    return
+                try:
+                    number, name, arguments = msgpack.unpackb(stream.read(length))
+                except ValueError as error:
+                    self._send(sock, [0, "error", f"not a request: {error}"])
+                    return
+                self._send(sock, self._answer(number, name, arguments))
+
+    def _answer(self, number: int, name: str, arguments: dict[str, Any]) -> list[Any]:
+        command = self._commands.get(name)
+        if command is None:
+            return [number, "error", f"no command {name!r}: there are {', '.join(sorted(self._commands))}"]
+        try:
+            return [number, "ok", command(arguments)]
+        except (MirrorError, KeyError, TypeError, ValueError) as error:
+            return [number, "error", str(error)]
+
+    def _send(self, sock: socket.socket, answer: list[Any]) -> None:
+        body = msgpack.packb(answer)
+        sock.sendall(LENGTH.pack(len(body)) + body)
+
+
+def source_commands(process: SourceProcess) -> dict[str, Command]:
+    """What a source can be asked."""
+    return {
+        "status": lambda _: process.status(),
+        "go_alone": lambda _: process.ask(process.go_alone),
+        "stop": lambda _: process.abort(),
+        "shutdown": lambda _: process.ask(process.shut_down),
+        "set_ceiling": lambda arguments: process.ask(lambda: process.set_ceiling(int(arguments["bytes_per_second"]))),
+    }
+
+
+def target_commands(process: TargetProcess) -> dict[str, Command]:
+    """What a target can be asked."""
+    return {"status": lambda _: process.status()}

@@ -1,0 +1,61 @@
+"""Asking a mirror process through its control socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+import msgpack
+
+from hotpair.replication.control import LENGTH
+from hotpair.replication.errors import MirrorError
+
+
+class ControlClient:
+    """A connection to the control socket in ``state``. Raises MirrorError when the process does not answer."""
+
+    def __init__(self, state: str, timeout_s: float = 5.0) -> None:
+        self._path = os.path.join(state, "control.sock")
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._sock.settimeout(timeout_s)
+        self._number = 0
+        try:
+            self._sock.connect(self._path)
+        except OSError as error:
+            self._sock.close()
+            raise MirrorError(f"{self._path}: {error.strerror}: the mirror process does not run") from error
+
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """One request; its answer. Raises MirrorError with the process's reason."""
+        self._number += 1
+        body = msgpack.packb([self._number, command, arguments])
+        try:
+            self._sock.sendall(LENGTH.pack(len(body)) + body)
+            (length,) = LENGTH.unpack(self._exactly(LENGTH.size))
+            number, outcome, content = msgpack.unpackb(self._exactly(length))
+        except OSError as error:
+            raise MirrorError(f"{self._path}: no answer to {command}: {error}") from error
+        if number != self._number or outcome != "ok":
+            raise MirrorError(str(content))
+        answer: dict[str, Any] = content
+        return answer
+
+    def _exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            part = self._sock.recv(size - len(data))
+            if not part:
+                raise MirrorError(f"{self._path}: the mirror process ended")
+            data += part
+        return bytes(data)
+
+    def close(self) -> None:
+        """End the connection."""
+        self._sock.close()
+
+    def __enter__(self) -> ControlClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

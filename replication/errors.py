@@ -1,0 +1,33 @@
+"""The operating errors of the mirror. Each text says what happened and what to do about it."""
+
+
+class MirrorError(Exception):
+    """Base of every operating error of the mirror process."""
+
+
+class BadConfiguration(MirrorError):
+    """An option or a directory that cannot work; one line, exit code 2."""
+
+
+class ProtocolError(MirrorError):
+    """The peer sent what the protocol does not allow; the connection ends, nothing of it was applied."""
+
+
+class PeerRefused(MirrorError):
+    """The peer understood us and will not work with us; the text is the peer's reason."""
+
+
+class LinkLost(MirrorError):
+    """The connection to the peer ended, or made no progress for too long."""
+
+
+class WrongDirectory(MirrorError):
+    """The data directory is not the one that the durable record belongs to."""
+
+
+class DiskFailed(MirrorError):
+    """The local disk failed a read, a write or a flush; nothing more is acknowledged from this copy."""
+
+
+class TargetFailed(MirrorError):
+    """The target could not apply an operation; it applies nothing after it."""

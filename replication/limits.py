@@ -1,0 +1,42 @@
+"""Every limit of the mirror, named, with its reason. Sizes in bytes, times in seconds."""
+
+# --- FUSE -----------------------------------------------------------------------------------------
+MAX_WRITE = 1 << 20  # 256 pages: the most that a kernel grants by default; more gains nothing
+PAGE = 4096
+REQUEST_SLOTS = 64  # requests taken from the kernel and not yet answered; each holds a buffer while it waits
+REQUESTS_PER_TURN = 8  # more would starve the acknowledgements that arrive meanwhile
+MAX_BACKGROUND = 64  # asynchronous requests that the kernel has under way at once
+NAME_BYTES = 255  # NAME_MAX of every file system we run on
+XATTR_BYTES = 65536  # XATTR_SIZE_MAX
+CACHE_VALID_S = 86400  # nobody but us changes the tree, so the kernel may keep names and attributes
+NODES_SOFT = 100_000  # above it the kernel is asked to forget what it does not use
+DESCRIPTORS_SPARE = 512  # of RLIMIT_NOFILE: sockets, helpers, logs and what is being opened right now
+
+# --- Stream ---------------------------------------------------------------------------------------
+PROTOCOL_VERSION = 1
+MAX_MESSAGE = 1 << 20  # the msgpack part of a frame; a listing is cut into parts that stay below it
+MAX_PAYLOAD = MAX_WRITE
+RECEIVE_BUFFER = 4 << 20  # holds the largest frame, and several when they come in a burst
+SEND_HIGH_WATER = 8 << 20  # above it no more requests are taken from the kernel
+HELLO_TIMEOUT_S = 10.0  # a peer that connects and says nothing must not hold the port
+STALL_TIMEOUT_S = 10.0  # no progress on outstanding operations for so long counts as a lost link
+FLUSH_TIMEOUT_S = 120.0  # a disk may take long over a flush; the target says that it is busy with one
+BUSY_INTERVAL_S = 1.0  # how often a target that is busy with a flush says so
+PROBE_INTERVAL_S = 1.0  # an idle link is probed
+RECONNECT_INTERVAL_S = 0.25
+
+# --- Dirty log ------------------------------------------------------------------------------------
+EXTENT_SIZE = 4 << 20
+EXTENT_SIZE_SMALLEST = 64 << 10
+EXTENT_SIZE_LARGEST = 1 << 30
+HOT_EXTENTS = 16384  # after a crash at most this many extents are copied again
+WRITE_BACK_STEP = 32 << 20  # start write-back early, so that a flush finds little to do
+
+# --- Reintegration --------------------------------------------------------------------------------
+CHUNK = 256 << 10
+CHUNK_RETRIES = 3  # after so many interrupted reads the loop reads the chunk itself
+CHUNKS_IN_WORK = 8
+LISTING_ENTRIES = 1000  # entries in one listing frame
+
+# --- Spinning -------------------------------------------------------------------------------------
+SPIN_S = 100e-6  # longer than a round trip between two servers in one rack, shorter than two wake-ups

@@ -1,0 +1,39 @@
+"""What both mirror processes need of the machine: the state directory's lock, the boot id, descriptors."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+
+from hotpair.replication.errors import BadConfiguration
+
+
+def lock_state(path: str) -> int:
+    """Make the state directory and lock it against a second mirror process; the lock's descriptor."""
+    try:
+        os.makedirs(path, mode=0o700, exist_ok=True)
+        fd = os.open(os.path.join(path, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise BadConfiguration(f"--state {path}: {error.strerror}: give a directory that can be written") from error
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise BadConfiguration(
+            f"--state {path}: another mirror process uses it: stop that one first, or give another directory"
+        ) from error
+    return fd
+
+
+def boot_id() -> str:
+    """The host's boot id (random(4), proc(5))."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def descriptor_limit() -> int:
+    """Raise the limit on open descriptors as far as we may; what it is then."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return min(hard, 1 << 20)

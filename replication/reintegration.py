@@ -1,0 +1,455 @@
+"""The source's half of reintegration: walk the tree, then copy what may differ, while the VM writes.
+
+It knows which directories the target has been brought to (visited), which files need content, and which chunks are
+being read. A live operation that the target cannot take yet is not sent and puts its directory back on the list; a
+chunk that a live write touches while it is read is read again. It must not know FUSE, verdicts or time limits.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from hotpair.replication import helper, linux_io
+from hotpair.replication.activity import ActivityLog
+from hotpair.replication.frames import Kind
+from hotpair.replication.helper_io import Helper
+from hotpair.replication.limits import CHUNK, CHUNK_RETRIES, LISTING_ENTRIES
+from hotpair.replication.nodes import Node, NodeTable
+from hotpair.replication.source import Source
+
+log = logging.getLogger("hotpair.replication")
+
+TO_END: Final = (1 << 64) - 1
+
+
+class Directory:
+    """A directory that is to be listed, or whose listing is under way."""
+
+    __slots__ = ("again", "entries", "handle", "identity")
+
+    def __init__(self, identity: bytes, handle: bytes) -> None:
+        self.identity = identity
+        self.handle = handle
+        self.entries: list[list[Any]] = []
+        self.again = False  # something changed in it since its listing began
+
+
+class FileJob:
+    """A file whose content is to be brought to the target."""
+
+    __slots__ = ("cancelled", "fd", "handle", "identity", "in_work", "position", "ranges", "whole")
+
+    def __init__(self, identity: bytes, handle: bytes, whole: bool) -> None:
+        self.identity = identity
+        self.handle = handle
+        self.whole = whole
+        self.fd = -1
+        self.ranges: deque[tuple[int, int]] = deque()  # bytes still to be read: start, end
+        self.in_work: list[Chunk] = []
+        self.cancelled = False
+        self.position = 0
+
+    def touch(self, start: int, end: int) -> None:
+        """A live operation changes these bytes."""
+        for chunk in self.in_work:
+            if chunk.offset < end and start < chunk.offset + chunk.size:
+                chunk.touched = True
+
+
+class Chunk:
+    """A piece of a file that is being read, compared or sent."""
+
+    __slots__ = ("job", "offset", "size", "slot", "touched", "tries")
+
+    def __init__(self, job: FileJob, offset: int, size: int, slot: int) -> None:
+        self.job = job
+        self.offset = offset
+        self.size = size
+        self.slot = slot
+        self.touched = False
+        self.tries = 0
+
+
+class Reintegration:
+    """One reintegration, from the target's confirmation that it is durably inconsistent to the offer of sync."""
+
+    def __init__(
+        self,
+        source: Source,
+        activity: ActivityLog,
+        nodes: NodeTable,
+        root_fd: int,
+        root: Node,
+        helper_process: Helper,
+        full: bool,
+        finished: Callable[[], None],
+    ) -> None:
+        self._source = source
+        self._activity = activity
+        self._nodes = nodes
+        self._root_fd = root_fd
+        self._root = root
+        self._helper = helper_process
+        self._full = full  # compare the content of every file, not only what the log names
+        self._finished = finished
+        self._visited: set[bytes] = set()
+        self._waiting: dict[bytes, Directory] = {root.identity: Directory(root.identity, root.handle)}
+        self._listing: dict[int, Directory] = {}  # by token of the helper's job
+        self._answering: dict[bytes, dict[bytes, bytes]] = {}  # directory -> handles of its files, until WANTED came
+        self._jobs: dict[bytes, FileJob] = {}
+        self._queue: deque[FileJob] = deque()
+        self._opened: set[FileJob] = set()
+        self._chunks: dict[int, Chunk] = {}  # by token
+        self._checks: dict[int, Chunk] = {}  # by sequence number of the CHECK
+        self._slots = helper_process.slots
+        self._closed = False
+        self.flushed = False  # the target has flushed, or is about to, all that it has been sent
+        self._unacknowledged = 0
+        self._walk_again = False
+        self._flush_sent = 0
+        self._started_at = time.monotonic()
+        self.bytes_done = 0
+        self.bytes_left = 0
+        self.bytes_sent = 0
+        self.ceiling = 0  # bytes per second, 0: none
+        self._allowance = 0.0
+        self._allowance_at = self._started_at
+        source.chunks.clear()
+
+    # --- what the core asks ---------------------------------------------------------------------------------------
+
+    def knows(self, node: Node) -> bool:
+        """Whether the target has this object where the source has it."""
+        if node.is_directory:
+            return node.identity in self._visited
+        return node.parent is not None and node.parent.identity in self._visited
+
+    def made(self, node: Node) -> None:
+        """A directory was made and the target was told: it is empty on both sides."""
+        if node.is_directory:
+            self._visited.add(node.identity)
+
+    def unsent(self, nodes: Iterable[Node]) -> None:
+        """An operation on these objects was not sent: their directories must be listed again."""
+        for node in nodes:
+            if node.is_directory:
+                self._put_back(node.identity, node.handle)
+            elif node.parent is not None:
+                self._put_back(node.parent.identity, node.parent.handle)
+            else:
+                self._walk_again = True  # none of its names is known; the next walk finds one
+
+    def _put_back(self, identity: bytes, handle: bytes) -> None:
+        self._visited.discard(identity)
+        for directory in self._listing.values():
+            if directory.identity == identity:
+                directory.again = True
+                return
+        self._waiting.setdefault(identity, Directory(identity, handle))
+
+    def removed(self, identity: bytes) -> None:
+        """The last name of an object is gone: its content is of no use to the target any more."""
+        self._waiting.pop(identity, None)
+        job = self._jobs.pop(identity, None)
+        if job is not None:
+            job.cancelled = True
+            job.ranges.clear()
+
+    def holds(self, identity: bytes) -> bool:
+        """Whether the target must keep the object although the kernel has forgotten it."""
+        return identity in self._jobs or identity in self._waiting
+
+    # --- the tree -------------------------------------------------------------------------------------------------
+
+    def step(self) -> None:
+        """Start what can be started now; called by the loop after each turn."""
+        self._list_more()
+        if not self._waiting and not self._listing:
+            self._read_more()
+            self._finish_if_done()
+
+    def _list_more(self) -> None:
+        while self._waiting and not self._listing and len(self._source.out) < 64:
+            _, directory = self._waiting.popitem()
+            token = self._helper.new_token()
+            if not self._helper.ask(["list", token, directory.handle], self._root_fd):
+                self._waiting[directory.identity] = directory
+                return
+            directory.again = False
+            directory.entries = []
+            self._listing[token] = directory
+
+    def answered(self, answer: list[Any]) -> bool:
+        """The helper has something to say; False when it is not about this reintegration."""
+        token = answer[0]
+        directory = self._listing.get(token)
+        chunk = self._chunks.pop(token, None)
+        if directory is not None:
+            self._listed(token, directory, answer[1], answer[2])
+        elif chunk is not None:
+            del self._helper.reading[token]
+            self._read(chunk, answer[1], answer[2], answer[3])
+        return directory is not None or chunk is not None
+
+    def _listed(self, token: int, directory: Directory, kind: str, content: Any) -> None:
+        if kind == "part":
+            directory.entries += content
+            return
+        del self._listing[token]
+        if kind == "gone":
+            return
+        if directory.again:
+            self._waiting[directory.identity] = Directory(directory.identity, directory.handle)
+            return
+        self._send_listing(directory, content)
+
+    def _send_listing(self, directory: Directory, attributes: list[Any]) -> None:
+        """From here on the target's directory is what ours is: listing and live operations follow in one stream."""
+        source = self._source
+        entries = []
+        files: dict[bytes, bytes] = {}
+        by_identity = self._nodes.by_identity
+        parent = by_identity.get(directory.identity)
+        for name, identity, what, size, mtime_ns, links, handle in directory.entries:
+            kind = stat.S_IFMT(what[0])
+            node = by_identity.get(identity)
+            if node is not None and parent is not None and (node.parent is None or links == 1):
+                node.parent, node.name = parent, name
+            hold = False
+            if kind == stat.S_IFREG:
+                files[identity] = handle
+                hold = self._needs_content(identity)
+            elif kind == stat.S_IFDIR and identity not in self._visited:
+                self._waiting.setdefault(identity, Directory(identity, handle))
+            entries.append([name, identity, what, size, mtime_ns, links, hold])
+            if hold:
+                self._add_job(identity, handle, whole=False)
+        self._answering[directory.identity] = files
+        self.flushed = False
+        for start in range(0, max(1, len(entries)), LISTING_ENTRIES):
+            part = entries[start : start + LISTING_ENTRIES]
+            last = start + LISTING_ENTRIES >= len(entries)
+            source.operation((Kind.LISTING, directory.identity, attributes, part, last))
+        directory.entries = []
+        self._visited.add(directory.identity)
+
+    def _needs_content(self, identity: bytes) -> bool:
+        return self._full or bool(self._activity.marks_of(identity))
+
+    def wanted(self, directory: bytes, whole: list[bytes], last: bool) -> None:
+        """The target says which files of a directory it has no content of."""
+        files = self._answering.get(directory, {})
+        for identity in whole:
+            handle = files.get(identity)
+            if handle is not None:
+                self._add_job(identity, handle, whole=True)
+        if last:
+            self._answering.pop(directory, None)
+
+    # --- content --------------------------------------------------------------------------------------------------
+
+    def _add_job(self, identity: bytes, handle: bytes, whole: bool) -> None:
+        job = self._jobs.get(identity)
+        if job is None or job.fd >= 0:
+            if job is not None:
+                job.cancelled = True  # it began with fewer marks than there are now
+                job.ranges.clear()
+            job = FileJob(identity, handle, whole)
+            self._jobs[identity] = job
+            self._queue.append(job)
+        job.whole = job.whole or whole
+
+    def _open(self, job: FileJob) -> bool:
+        """Open a file and find out which bytes are to be read; False when it is gone."""
+        try:
+            job.fd = linux_io.open_by_handle(self._root_fd, job.handle, os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME)
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            return False
+        self._opened.add(job)
+        self.flushed = False
+        self._source.apply_local()
+        size = os.fstat(job.fd).st_size
+        if job.whole or self._full:
+            job.ranges = deque([(0, size)] if size else [])
+        else:
+            shift = self._source.shift
+            runs = self._activity.marks_of(job.identity).runs()
+            clipped = ((first << shift, size if last >= size >> shift else (last + 1) << shift) for first, last in runs)
+            job.ranges = deque((start, end) for start, end in clipped if start < end)
+        self.bytes_left += sum(end - start for start, end in job.ranges)
+        # The size may have changed since the listing: what follows it in the stream is right.
+        self._source.operation((Kind.TRUNCATE, job.identity, size))
+        self._source.chunks[job.identity] = job
+        return True
+
+    def _close(self, job: FileJob) -> None:
+        if job.fd >= 0:
+            self._opened.discard(job)
+            os.close(job.fd)
+            job.fd = -1
+        if self._source.chunks.get(job.identity) is job:
+            del self._source.chunks[job.identity]
+        if self._jobs.get(job.identity) is job:
+            del self._jobs[job.identity]
+            node = self._nodes.by_identity.get(job.identity)
+            if node is None or node.declared != self._source.session:
+                self._source.operation((Kind.FORGET, job.identity))
+
+    def _read_more(self) -> None:
+        """Give the helper as many chunks as there are slots, while the link keeps up."""
+        source = self._source
+        while self._slots and self._queue and len(source.out) < 4 and self._may_send():
+            job = self._queue[0]
+            if job.cancelled or (job.fd < 0 and not self._open(job)):
+                self._queue.popleft()
+                if not job.in_work:
+                    self._close(job)
+                continue
+            if not job.ranges:
+                self._queue.popleft()
+                if not job.in_work:
+                    self._close(job)
+                continue
+            start, end = job.ranges[0]
+            size = min(CHUNK - start % CHUNK, end - start)
+            if start + size >= end:
+                job.ranges.popleft()
+            else:
+                job.ranges[0] = (start + size, end)
+            chunk = Chunk(job, start, size, self._slots.pop())
+            job.in_work.append(chunk)
+            self._ask(chunk)
+
+    def _ask(self, chunk: Chunk) -> None:
+        token = self._helper.new_token()
+        self._chunks[token] = chunk
+        self._helper.reading[token] = chunk.slot
+        chunk.touched = False
+        hashed = self._full and not chunk.job.whole
+        job = ["chunk", token, chunk.offset, chunk.size, chunk.slot, hashed]
+        if not self._helper.ask(job, chunk.job.fd):
+            raise AssertionError("the helper's socket holds more than its chunks")
+
+    def _read(self, chunk: Chunk, kind: str, size: int, digest: bytes) -> None:
+        """A chunk was read. In this one step its flag is checked and it is queued, so nothing comes in between."""
+        if chunk.job.cancelled:
+            self._done(chunk)
+            return
+        if kind == helper.FAILED:
+            self._source.disk_failed(f"reading for reintegration: {os.strerror(size)}")
+            return
+        if chunk.touched:
+            chunk.tries += 1
+            if chunk.tries <= CHUNK_RETRIES:
+                self._ask(chunk)
+                return
+            # The VM writes here all the time. The loop reads it itself: no write can come in between.
+            self._source.apply_local()
+            size = os.preadv(chunk.job.fd, (self._helper.chunk(chunk.slot, chunk.size),), chunk.offset)
+            kind, digest = helper.DATA, b""
+        if size == 0:
+            self._done(chunk)
+        elif kind == helper.ZEROS:
+            self._zeros(chunk, size)
+        elif digest:
+            fields = (Kind.CHECK, chunk.job.identity, chunk.offset, size, digest)
+            self._checks[self._source.operation(fields)] = chunk
+        else:
+            self._send(chunk, size)
+
+    def _zeros(self, chunk: Chunk, size: int) -> None:
+        fields = (Kind.ZERO, chunk.job.identity, chunk.offset, size)
+        self._source.operation(fields, self._done, chunk)
+
+    def _send(self, chunk: Chunk, size: int) -> None:
+        self.bytes_sent += size
+        self._allowance -= size
+        data = self._helper.chunk(chunk.slot, size)
+        self._source.send_data(chunk.job.identity, chunk.offset, data, self._done, chunk)
+
+    def checked(self, sequence: int, same: bool) -> None:
+        """The target has compared a chunk."""
+        chunk = self._checks.pop(sequence)
+        if same or chunk.job.cancelled:
+            self._done(chunk)
+            return
+        chunk.touched = False
+        self._source.apply_local()
+        size = os.preadv(chunk.job.fd, (self._helper.chunk(chunk.slot, chunk.size),), chunk.offset)
+        if size:
+            self._send(chunk, size)
+        else:
+            self._done(chunk)
+
+    def _done(self, chunk: Chunk) -> None:
+        """The target has the chunk, or does not need it; its slot is free."""
+        if self._closed:
+            return
+        self._slots.append(chunk.slot)
+        job = chunk.job
+        job.in_work.remove(chunk)
+        self.bytes_done += chunk.size
+        self.bytes_left = max(0, self.bytes_left - chunk.size)
+        if not job.in_work and (job.cancelled or not job.ranges) and (not self._queue or self._queue[0] is not job):
+            self._close(job)
+
+    def _may_send(self) -> bool:
+        """Within the ceiling; up to a fifth of a second's worth may come in a burst."""
+        if not self.ceiling:
+            return True
+        now = time.monotonic()
+        self._allowance += (now - self._allowance_at) * self.ceiling
+        self._allowance = min(self._allowance, self.ceiling / 5)
+        self._allowance_at = now
+        return self._allowance > 0
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        return not (self._waiting or self._listing or self._answering or self._queue or self._jobs or self._checks)
+
+    def _finish_if_done(self) -> None:
+        if not self.idle:
+            return
+        if self._walk_again:
+            self._walk_again = False
+            self._visited.clear()
+            self._waiting[self._root.identity] = Directory(self._root.identity, self._root.handle)
+            return
+        self._finished()
+
+    def progress(self) -> dict[str, Any]:
+        """Bytes done and left, bytes per second since the beginning, seconds left at that rate."""
+        elapsed = max(1e-3, time.monotonic() - self._started_at)
+        rate = self.bytes_done / elapsed
+        return {
+            "bytes_done": self.bytes_done,
+            "bytes_left": self.bytes_left,
+            "bytes_sent": self.bytes_sent,
+            "rate": int(rate),
+            "seconds_left": round(self.bytes_left / rate, 1) if rate and self.bytes_left else 0.0,
+            "directories_left": len(self._waiting) + len(self._listing),
+        }
+
+    def close(self) -> None:
+        """The link is gone or the work is done: give back what is open."""
+        self._closed = True
+        reading = {id(chunk) for chunk in self._chunks.values()}
+        for job in self._opened:
+            self._slots += [chunk.slot for chunk in job.in_work if id(chunk) not in reading]
+            os.close(job.fd)
+            job.fd = -1
+        self._opened.clear()
+        self._jobs.clear()
+        self._queue.clear()
+        self._source.chunks.clear()

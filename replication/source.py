@@ -1,0 +1,627 @@
+"""The source's core: every change of the module's data goes through here, to both copies.
+
+It knows sequence numbers, marks, the link and the local copy; it must not know FUSE or SCSI (the tap calls it), who
+should run the VM (it asks for a verdict), or Ray. One thread owns it.
+
+A change takes this way: its marks become durable (at once when the extent is hot), it is sent, it is applied to the
+local copy, the target acknowledges it, the tap answers the VM. What can fail for reasons of its own (all but plain
+writes) is applied locally first and sent when it worked.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import Any, NamedTuple
+
+from hotpair.replication import frames, linux_io
+from hotpair.replication.activity import ActivityLog
+from hotpair.replication.dirty_log import Extents, LogRecord, Mark, Metadata
+from hotpair.replication.dirty_log_io import DirtyLog
+from hotpair.replication.frames import LENGTH, Kind
+from hotpair.replication.fuse_abi import WRITE_PAYLOAD
+from hotpair.replication.fuse_io import Slot
+from hotpair.replication.limits import SEND_HIGH_WATER, WRITE_BACK_STEP
+from hotpair.replication.nodes import Node
+from hotpair.replication.transport_io import Connection
+
+log = logging.getLogger("hotpair.replication")
+
+pack = frames.pack
+pack_length = LENGTH.pack
+HEADER_END = WRITE_PAYLOAD  # a WRITE's frame header is built in front of its payload, where the request's header was
+
+
+class Mode(Enum):
+    """What the source does with a change."""
+
+    FROZEN = "FROZEN"  # holds it: no link, no verdict yet
+    ALONE = "ALONE"  # applies it here only; marks only grow
+    REINTEGRATING = "REINTEGRATING"  # solo, sends what the target can already take
+    PRIM = "PRIM"  # applies it on both copies
+    STOPPED = "STOPPED"  # answers with an error
+
+
+FROZEN, ALONE, REINTEGRATING, PRIM, STOPPED = Mode  # plain names: an enum's attribute costs a look-up on each write
+
+
+class Operation(NamedTuple):
+    """One change to be sent: the objects that the target must know for it, and the frame without its number."""
+
+    needs: tuple[Node, ...]
+    fields: tuple[Any, ...]
+
+
+class FlushWait:
+    """A flush under way on one or both copies."""
+
+    __slots__ = ("done", "error", "local", "node", "remote")
+
+    def __init__(self, node: Node | None, done: Callable[[int], None]) -> None:
+        self.node = node
+        self.done = done
+        self.local = True
+        self.remote = False
+        self.error = 0
+
+
+class Source:
+    """See the module's text. ``tap`` answers writes; the loop calls ``turn_end`` after each batch of requests."""
+
+    def __init__(
+        self, dirty_log: DirtyLog, activity: ActivityLog, flushes: linux_io.FlushQueue, extent_size: int, durable: bool
+    ) -> None:
+        self.mode = FROZEN
+        self.sequence = 0
+        self.session = 0
+        self.applied = 0
+        self.connection: Connection | None = None
+        self.out: deque[memoryview] = deque()
+        self.inflight: deque[tuple[int, memoryview, Callable[[Any], None], Any]] = deque()
+        self.held: deque[Callable[[], None]] = deque()
+        self.activity = activity
+        self.log = dirty_log
+        self.flushes = flushes
+        self.shift = extent_size.bit_length() - 1
+        self.durable = durable  # durability = "disk": a write is acknowledged when it is on stable storage on both
+        self.answer_write: Callable[[Slot], None]  # of the tap
+        self.fail_write: Callable[[Slot, int], None]
+        self.on_disk_failure: Callable[[str], None]
+        self.reintegration: Any = None
+        self.sync_file_system: Callable[[int, Callable[[int], None]], None]
+        self.sent_bytes = 0
+        self.progress_at = time.monotonic()
+        self._local: list[tuple[Node, memoryview, int, Slot]] = []
+        self._waits: dict[int, FlushWait] = {}  # flushes under way at the target, by sequence number
+        self._local_waits: dict[int, FlushWait] = {}  # and here, by token
+        self._token = 0
+        self._staged = False  # marks are waiting to be committed
+        self._staged_waiters: list[Callable[[], None]] = []
+        self._committing = False  # a commit of marks is under way
+        self._committing_waiters: list[Callable[[], None]] = []
+        self._touched: set[Node] = set()
+        self.chunks: dict[bytes, Any] = {}  # file identity -> what reintegration has in work there
+
+    # --- writes: the hot path -------------------------------------------------------------------------------------
+
+    def write(self, node: Node, offset: int, size: int, slot: Slot) -> None:
+        """Write ``size`` bytes, which stand in the slot's memory from HEADER_END on, at ``offset`` of the file."""
+        shift = self.shift
+        extents = node.marks.extents
+        first = offset >> shift
+        last = (offset + size - 1) >> shift
+        if first in extents and (first == last or all(extent in extents for extent in range(first + 1, last + 1))):
+            tick = self.activity.tick
+            extents[first] = tick
+            if first != last:
+                for extent in range(first + 1, last + 1):
+                    extents[extent] = tick
+        elif not node.orphan and not self.activity.is_marked(node.identity, first, last):
+            mark = Extents(node.identity, first, last)
+            self._after_marks([mark], lambda: self.write(node, offset, size, slot))
+            return
+        mode = self.mode
+        if mode is PRIM or mode is REINTEGRATING:
+            if self.chunks and node.identity in self.chunks:
+                self.chunks[node.identity].touch(offset, offset + size)
+            if node.declared == self.session or self._declare(node):
+                sequence = self.sequence + 1
+                self.sequence = sequence
+                body = pack((1, sequence, node.identity, offset, size))  # Kind.WRITE
+                length = len(body)
+                start = HEADER_END - 4 - length
+                memory = slot.memory
+                memory[start : HEADER_END - length] = pack_length(length)
+                memory[HEADER_END - length : HEADER_END] = body
+                end = HEADER_END + size
+                frame = memory[start:end]
+                self.out.append(frame)
+                self.inflight.append((sequence, frame, self._written, slot))
+                self._local.append((node, memory[HEADER_END:end], offset, slot))
+                return
+        elif mode is FROZEN and not node.orphan:
+            self.held.append(lambda: self.write(node, offset, size, slot))
+            return
+        elif mode is STOPPED:
+            self.fail_write(slot, errno.EIO)
+            return
+        if self._apply_write(node, slot.memory[HEADER_END : HEADER_END + size], offset, slot):
+            self._written(slot)
+
+    def _written(self, slot: Slot) -> None:
+        """Both copies have the write (or the only one there is)."""
+        if slot.error:
+            return  # it failed here after it was sent; it is answered when the target has been told
+        if slot.synchronous or self.durable:
+            node = slot.node
+            assert node is not None
+            self.flush(node, True, lambda error: self._flushed_write(slot, error))
+        else:
+            self.answer_write(slot)
+
+    def _flushed_write(self, slot: Slot, error: int) -> None:
+        if error:
+            self.fail_write(slot, error)
+        else:
+            self.answer_write(slot)
+
+    def turn_end(self) -> None:
+        """Send what the turn has gathered, then apply it here while the target works."""
+        if self.out:
+            self.send()
+        if self._local:
+            self.apply_local()
+        if self._staged and not self._committing:
+            self._commit_marks()
+
+    @property
+    def has_local_writes(self) -> bool:
+        """Whether something was sent that this copy does not have yet."""
+        return bool(self._local)
+
+    def apply_local(self) -> None:
+        """Apply the writes that were sent and not yet applied here, before anything that must come after them."""
+        local = self._local
+        self._local = []
+        for node, data, offset, slot in local:
+            self._apply_write(node, data, offset, slot)
+
+    def _apply_write(self, node: Node, data: memoryview, offset: int, slot: Slot) -> bool:
+        size = len(data)
+        try:
+            written = os.pwrite(node.data_fd, data, offset)
+            if written != size:  # a full disk shortens a write before it fails one
+                os.pwrite(node.data_fd, data[written:], offset + written)
+        except OSError as error:
+            self._write_failed(node, offset, size, slot, error)
+            return False
+        before = node.unflushed
+        node.unflushed = before + size
+        if not node.touched:
+            node.touched = True
+            self._touched.add(node)
+        if before // WRITE_BACK_STEP != node.unflushed // WRITE_BACK_STEP:
+            linux_io.sync_file_range(node.data_fd, 0, 0, linux_io.SYNC_FILE_RANGE_WRITE)
+        return True
+
+    def _write_failed(self, node: Node, offset: int, size: int, slot: Slot, error: OSError) -> None:
+        """A write failed on this copy. The target is brought back to what this copy has, then the VM is answered."""
+        code = error.errno or errno.EIO
+        if code == errno.EIO:
+            self.disk_failed(f"writing {size} bytes at {offset} of {node.name!r}: {error.strerror}")
+            return
+        slot.error = code
+        operations: list[Operation] = []
+        if self.sends(node):
+            try:
+                data = os.pread(node.data_fd, size, offset)
+                length = os.fstat(node.data_fd).st_size
+            except OSError as failure:
+                self.disk_failed(f"reading back after a failed write: {failure.strerror}")
+                return
+            if data:
+                self.send_data(node.identity, offset, memoryview(data), _nothing, None)
+            operations.append(Operation((node,), (Kind.TRUNCATE, node.identity, length)))
+        self._send_operations(operations, lambda: self.fail_write(slot, code))
+
+    # --- all other changes ----------------------------------------------------------------------------------------
+
+    def change(
+        self, marks: Iterable[Mark], perform: Callable[[], list[Operation]], done: Callable[[OSError | None], None]
+    ) -> None:
+        """Make a change that is applied here first: ``perform`` applies it and returns what is to be sent.
+
+        ``done`` is called with None when both copies have it, or with the error that ``perform`` raised.
+        """
+        missing = [mark for mark in marks if not self.activity.has(mark)]
+        if missing:
+            self._after_marks(missing, lambda: self.change((), perform, done))
+            return
+        if self.mode is FROZEN:
+            self.held.append(lambda: self.change((), perform, done))
+            return
+        if self.mode is STOPPED:
+            done(OSError(errno.EIO, os.strerror(errno.EIO)))
+            return
+        if self._local:
+            self.turn_end()
+        try:
+            operations = perform()
+        except OSError as error:
+            if error.errno == errno.EIO:
+                self.disk_failed(f"changing the directory: {error.strerror}")
+            done(error)
+            return
+        self._send_operations(operations, lambda: done(None))
+
+    def _send_operations(self, operations: list[Operation], done: Callable[[], None]) -> None:
+        if self.mode is PRIM or self.mode is REINTEGRATING:
+            sendable = [operation for operation in operations if self._can_send(operation)]
+            for operation in sendable[:-1]:
+                self._enqueue(operation.fields, _nothing, None)
+            if sendable:
+                self._enqueue(sendable[-1].fields, _call, done)
+                return
+        elif self.mode is FROZEN and operations:
+            # Frozen between perform and here cannot be: both run in one step of one thread.
+            raise AssertionError("a change was applied while frozen")
+        done()
+
+    def _can_send(self, operation: Operation) -> bool:
+        """Whether the target can take the operation; what it cannot take yet is left to reintegration."""
+        ready = [node.declared == self.session or self._declare(node) for node in operation.needs]
+        if all(ready):
+            return True
+        self.reintegration.unsent(operation.needs)
+        return False
+
+    def sends(self, node: Node) -> bool:
+        """Whether changes of this object's content go to the target."""
+        if self.mode is not PRIM and self.mode is not REINTEGRATING:
+            return False
+        return not node.orphan and (node.declared == self.session or self._declare(node))
+
+    def _declare(self, node: Node) -> bool:
+        """Tell the target where an object is that it has not been told of in this session."""
+        if node.orphan or node.parent is None:
+            return False
+        if node.parent.declared != self.session and not self._declare(node.parent):
+            return False
+        if self.reintegration is not None and not self.reintegration.knows(node):
+            return False
+        self._enqueue((Kind.DECLARE, node.identity, node.parent.identity, node.name), _nothing, None)
+        node.declared = self.session
+        return True
+
+    def forget(self, node: Node) -> None:
+        """The kernel has forgotten the object; the target may close it too."""
+        self._touched.discard(node)
+        if self.reintegration is not None and self.reintegration.holds(node.identity):
+            return
+        if node.declared == self.session and self.mode in (PRIM, REINTEGRATING) and not node.orphan:
+            self._enqueue((Kind.FORGET, node.identity), _nothing, None)
+
+    def send_data(
+        self, identity: bytes, offset: int, data: memoryview, done: Callable[[Any], None], argument: Any
+    ) -> None:
+        """Send a piece of a file's content that is not a write of the VM's; ``data`` must stay until ``done``."""
+        sequence = self.sequence + 1
+        self.sequence = sequence
+        body = pack((1, sequence, identity, offset, len(data)))
+        header = memoryview(pack_length(len(body)) + body)
+        self.out.append(header)
+        self.out.append(data)
+        self.inflight.append((sequence, header, _nothing, None))
+        self.inflight.append((sequence, data, done, argument))
+
+    def _enqueue(self, fields: tuple[Any, ...], done: Callable[[Any], None], argument: Any) -> int:
+        """Number an operation, queue its frame, remember it until it is acknowledged; its sequence number."""
+        sequence = self.sequence + 1
+        self.sequence = sequence
+        frame = memoryview(frames.encode(fields[0], sequence, *fields[1:]))
+        self.out.append(frame)
+        self.inflight.append((sequence, frame, done, argument))
+        return sequence
+
+    def operation(
+        self, fields: tuple[Any, ...], done: Callable[[Any], None] | None = None, argument: Any = None
+    ) -> int:
+        """Send an operation that stands for itself (reintegration, verify)."""
+        return self._enqueue(fields, done or _nothing, argument)
+
+    def message(self, *fields: Any) -> None:
+        """Send a message that is not numbered."""
+        self.out.append(memoryview(frames.encode(*fields)))
+
+    # --- the link -------------------------------------------------------------------------------------------------
+
+    def send(self) -> None:
+        """Give the connection what it takes now. Raises LinkLost."""
+        if self.connection is not None:
+            self.connection.send(self.out)
+
+    @property
+    def congested(self) -> bool:
+        """Too much is waiting to be sent: no more requests are taken from the kernel."""
+        return len(self.out) > 16 and sum(map(len, self.out)) > SEND_HIGH_WATER
+
+    def acknowledged(self, sequence: int) -> None:
+        """The target has applied everything up to ``sequence``."""
+        inflight = self.inflight
+        while inflight and inflight[0][0] <= sequence:
+            _, _, done, argument = inflight.popleft()
+            done(argument)
+        self.applied = sequence
+
+    def flushed(self, sequence: int) -> None:
+        """The target has flushed what the FLUSH with this number named."""
+        wait = self._waits.pop(sequence, None)
+        if wait is not None:
+            wait.remote = False
+            self._flush_step(wait)
+
+    def link_lost(self) -> None:
+        """The connection is gone: freeze, or go on alone when that was decided already."""
+        self.connection = None
+        self.out.clear()
+        if self.mode is PRIM:
+            self.mode = FROZEN
+        elif self.mode is REINTEGRATING:
+            self.reintegration = None
+            self.go_alone()
+
+    def resume(self, applied: int) -> None:
+        """The same target is there again and has applied everything up to ``applied``: send the rest again."""
+        self.acknowledged(applied)
+        self.out.clear()
+        self.out.extend(frame for _, frame, _, _ in self.inflight)
+        waits = self._waits
+        self._waits = {}
+        for sequence, wait in waits.items():
+            if sequence <= applied and wait.node is not None:  # its answer may have been lost: ask again
+                fields = (Kind.FLUSH, wait.node.identity, True)
+                self._waits[self._enqueue(fields, _nothing, None)] = wait
+            else:
+                self._waits[sequence] = wait
+        self.mode = PRIM
+        self._release_held()
+
+    def go_alone(self) -> None:
+        """The verdict: this copy goes on alone. Its new generation is durable already."""
+        self.mode = ALONE
+        self.activity.freeze()
+        self.out.clear()
+        inflight = self.inflight
+        self.inflight = deque()
+        self.apply_local()
+        for _, _, done, argument in inflight:
+            done(argument)
+        waits = self._waits
+        self._waits = {}
+        for wait in waits.values():
+            wait.remote = False
+            self._flush_step(wait)
+        self._release_held()
+
+    def stop(self) -> None:
+        """The verdict: nothing more is acknowledged. The tap has been failed already."""
+        self.mode = STOPPED
+        self.inflight.clear()
+        self.out.clear()
+        self._local.clear()
+        self._release_held()
+
+    def _release_held(self) -> None:
+        held = self.held
+        self.held = deque()
+        for resume in held:
+            resume()
+        self.turn_end()
+
+    def disk_failed(self, what: str) -> None:
+        """The local disk cannot be trusted any more: nothing more is acknowledged from this copy."""
+        log.error("the local disk failed: %s", what)
+        self.stop()
+        self.on_disk_failure(what)
+
+    def begin_session(self, reintegration: Any, root: Node) -> None:
+        """The target is durably inconsistent and ours to fill: send what it can take, let held changes go."""
+        assert not self.inflight or self.mode is FROZEN
+        self.session += 1
+        self.sequence = 0
+        self.applied = 0
+        root.declared = self.session
+        inflight = self.inflight
+        self.inflight = deque()
+        self.reintegration = reintegration
+        self.mode = REINTEGRATING
+        for _, _, done, argument in inflight:  # applied here; the log marks them, so that they will be copied
+            done(argument)
+        waits, self._waits = self._waits, {}
+        for wait in waits.values():
+            wait.remote = False
+            self._flush_step(wait)
+        self._release_held()
+
+    def end_reintegration(self) -> None:
+        """Both copies are equal from here on in the stream."""
+        self.reintegration = None
+        self.mode = PRIM
+
+    def when_log_is_idle(self, act: Callable[[], None]) -> None:
+        """Do something with the dirty log that must not meet a commit under way."""
+        if self._committing:
+            self._committing_waiters.append(act)
+        else:
+            act()
+
+    def staged(self) -> None:
+        """Records were staged that nobody waits for."""
+        self._staged = True
+
+    def flush_everything(self, root_fd: int, done: Callable[[int], None]) -> None:
+        """Flush all files of both copies, then ``done(errno)``."""
+        self.apply_local()
+        wait = FlushWait(None, done)
+        if self.mode is PRIM or self.mode is REINTEGRATING:
+            wait.remote = True
+            self._waits[self._enqueue((Kind.FLUSH_ALL,), _nothing, None)] = wait
+        self.sync_file_system(root_fd, lambda error: self._local_done(wait, error))
+
+    def _local_done(self, wait: FlushWait, error: int) -> None:
+        wait.local = False
+        wait.error = wait.error or error
+        if error:
+            self.disk_failed(f"flushing: {os.strerror(error)}")
+        self._flush_step(wait)
+
+    # --- flushes --------------------------------------------------------------------------------------------------
+
+    def flush(self, node: Node, data_only: bool, done: Callable[[int], None]) -> None:
+        """Flush one file or directory on both copies, then ``done(errno)``."""
+        if self.mode is FROZEN and not node.orphan:
+            self.held.append(lambda: self.flush(node, data_only, done))
+            return
+        if self.mode is STOPPED:
+            done(errno.EIO)
+            return
+        self.apply_local()
+        wait = FlushWait(node, done)
+        if self.sends(node):
+            self.carry_times(node)
+            wait.remote = True
+            self._waits[self._enqueue((Kind.FLUSH, node.identity, data_only), _nothing, None)] = wait
+        node.unflushed = 0
+        self.flush_local(node.data_fd, wait, data_only)
+
+    def flush_directory(self, node: Node, fd: int, data_only: bool, done: Callable[[int], None]) -> None:
+        """Flush a directory on both copies; ``fd`` is an open descriptor of it here."""
+        if self.mode is FROZEN and not node.orphan:
+            self.held.append(lambda: self.flush_directory(node, fd, data_only, done))
+            return
+        if self.mode is STOPPED:
+            done(errno.EIO)
+            return
+        wait = FlushWait(node, done)
+        if self.sends(node):
+            wait.remote = True
+            self._waits[self._enqueue((Kind.FLUSH, node.identity, data_only), _nothing, None)] = wait
+        self.flush_local(fd, wait, data_only)
+
+    def flush_before_close(self, node: Node, done: Callable[[Node], None]) -> None:
+        """Flush what was written through a file's descriptor here, because it is to be closed."""
+        self.apply_local()
+        node.unflushed = 0
+        self.flush_local(node.data_fd, FlushWait(node, lambda _: done(node)), True)
+
+    def flush_local(self, fd: int, wait: FlushWait, data_only: bool) -> None:
+        """Have the kernel flush a local file without waiting for it."""
+        self._token += 1
+        self._local_waits[self._token] = wait
+        self.flushes.submit(fd, self._token, data_only)
+
+    def local_flushes_completed(self) -> None:
+        """The flush queue has something to say."""
+        for token, error in self.flushes.completed():
+            wait = self._local_waits.pop(token)
+            wait.local = False
+            if error:
+                self.disk_failed(f"flushing: {os.strerror(error)}")
+                wait.error = error
+            self._flush_step(wait)
+
+    def _flush_step(self, wait: FlushWait) -> None:
+        if not wait.local and not wait.remote:
+            wait.done(wait.error)
+
+    def interrupt_chunks(self, node: Node, start: int, end: int) -> None:
+        """Bytes ``start`` to ``end`` of a file change: what reintegration is reading there is read again."""
+        if self.chunks and node.identity in self.chunks:
+            self.chunks[node.identity].touch(start, end)
+
+    def made(self, node: Node, parent: Node) -> list[Operation]:
+        """A new object: the target knows it by the MAKE that tells of it, if its directory is known there."""
+        if self.mode in (PRIM, REINTEGRATING) and (parent.declared == self.session or self._declare(parent)):
+            node.declared = self.session
+            if self.reintegration is not None:
+                self.reintegration.made(node)
+        return []
+
+    def carry_times(self, node: Node) -> None:
+        """Send the modification time of an object that was changed."""
+        if not node.touched:
+            return
+        node.touched = False
+        self._touched.discard(node)
+        if self.sends(node):
+            fd = node.data_fd if node.data_fd >= 0 else node.fd
+            if fd >= 0:
+                self._enqueue(attributes(node, mtime_ns=os.fstat(fd).st_mtime_ns), _nothing, None)
+
+    def touch(self, node: Node) -> None:
+        """The object's modification time has changed here and must be carried sooner or later."""
+        if not node.touched:
+            node.touched = True
+            self._touched.add(node)
+
+    def carry_all_times(self) -> None:
+        """Carry what is outstanding; called when there is nothing better to do, and before a clean stop."""
+        for node in list(self._touched):
+            self.carry_times(node)
+
+    # --- marks ----------------------------------------------------------------------------------------------------
+
+    def _after_marks(self, marks: Iterable[Mark], resume: Callable[[], None]) -> None:
+        """Make marks durable, then go on: ``resume`` looks again. Marks of all that waits are committed together."""
+        for mark in marks:
+            record = note_mark(self.activity, mark)
+            if record is not None:
+                self.log.stage(record)
+                self._staged = True
+        (self._staged_waiters if self._staged else self._committing_waiters).append(resume)
+
+    def _commit_marks(self) -> None:
+        fd = self.log.begin_commit()
+        if fd is None:
+            return
+        self.activity.commit_began()
+        self._staged = False
+        self._committing = True
+        self._committing_waiters, self._staged_waiters = self._staged_waiters, []
+        self.flush_local(fd, FlushWait(None, self._marks_committed), True)
+
+    def _marks_committed(self, error: int) -> None:
+        self.log.end_commit(error)
+        self._committing = False
+        self.activity.commit_ended()
+        waiters, self._committing_waiters = self._committing_waiters, []
+        for resume in waiters:
+            resume()
+        self.turn_end()
+
+
+def note_mark(activity: ActivityLog, mark: Mark) -> LogRecord | None:
+    """Have a mark made; the record to stage, None if it is staged or being committed already."""
+    if isinstance(mark, Extents):
+        return activity.mark(mark.identity, mark.first, mark.last)
+    return activity.mark_metadata(mark.identity) if isinstance(mark, Metadata) else activity.mark_names(mark.identity)
+
+
+def attributes(
+    node: Node, mode: int | None = None, uid: int | None = None, gid: int | None = None, mtime_ns: int | None = None
+) -> tuple[Any, ...]:
+    """The fields of an ATTRIBUTES operation; None leaves an attribute as it is."""
+    return (Kind.ATTRIBUTES, node.identity, mode, uid, gid, mtime_ns)
+
+
+def _nothing(_: Any) -> None:
+    """What is to be done when an operation is acknowledged that nobody waits for."""
+
+
+def _call(done: Callable[[], None]) -> None:
+    done()

@@ -1,0 +1,749 @@
+"""The source's mirror process: the loop around tap, core, link and log. It carries out verdicts and makes none.
+
+Whoever runs it (a supervisor through the control socket, or ``--alone-after`` in the foreground) decides when a frozen
+source goes on alone or stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from hotpair.cluster import record as records
+from hotpair.cluster import record_io
+from hotpair.cluster.record import Copying, Meeting, Record, Side
+from hotpair.replication import dirty_log, frames, fuse_io, linux_io
+from hotpair.replication.activity import ActivityLog
+from hotpair.replication.dirty_log import DirtyLogUnusable
+from hotpair.replication.dirty_log_io import DirtyLog
+from hotpair.replication.errors import BadConfiguration, LinkLost, MirrorError, ProtocolError, WrongDirectory
+from hotpair.replication.frames import LENGTH, Kind
+from hotpair.replication.helper_io import Helper
+from hotpair.replication.limits import (
+    DESCRIPTORS_SPARE,
+    HELLO_TIMEOUT_S,
+    MAX_MESSAGE,
+    PROBE_INTERVAL_S,
+    PROTOCOL_VERSION,
+    RECONNECT_INTERVAL_S,
+    SPIN_S,
+    STALL_TIMEOUT_S,
+)
+from hotpair.replication.link_io import Connector, Delivery
+from hotpair.replication.marks_message import decode_marks
+from hotpair.replication.nodes import Node
+from hotpair.replication.objects_io import ensure_identity, new_identity, open_root
+from hotpair.replication.process_io import boot_id, descriptor_limit, lock_state
+from hotpair.replication.reintegration import Reintegration
+from hotpair.replication.source import FROZEN, PRIM, REINTEGRATING, STOPPED, Mode, Source
+from hotpair.replication.spin import Spinner
+from hotpair.replication.tap_fuse import FuseTap
+from hotpair.replication.transport_io import Connection, TlsFiles
+
+log = logging.getLogger("hotpair.replication")
+
+COLD_READERS: Final = 16
+TICK_S: Final = 0.1
+CONTROL_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What the source is started with. Sizes in bytes, times in seconds."""
+
+    directory: bytes
+    state: str
+    peer: tuple[str, int]
+    alone_after_s: float | None
+    durability: str
+    cache: str
+    extent_size: int
+    hot_extents: int
+    stall_timeout_s: float = STALL_TIMEOUT_S
+    tls: TlsFiles | None = None
+
+
+class SourceProcess:
+    """Made once for the life of the process."""
+
+    def __init__(self, options: SourceOptions, say: Callable[[str], None]) -> None:
+        self.options = options
+        self._say = say
+        self._lock = lock_state(options.state)
+        fuse_io.check_kernel()
+        self._root_fd = open_root(options.directory)
+        self._record_path = os.path.join(options.state, "record")
+        self._instance = new_identity()
+        self._boot = boot_id()
+        self._root_identity = ensure_identity(self._root_fd)
+        self.record = self._load_record()
+        self._flushes = linux_io.FlushQueue()
+        self._log, marks = self._open_log()
+        self._activity = ActivityLog(marks, options.hot_extents)
+        self.source = Source(
+            self._log, self._activity, self._flushes, options.extent_size, options.durability == "disk"
+        )
+        self.source.on_disk_failure = self._disk_failed
+        self.source.sync_file_system = self._sync_file_system
+        self._delivery = Delivery()
+        self._connector = Connector(*options.peer, options.tls, self._delivery)
+        self._epoll = select.epoll()
+        self._spinner = Spinner(SPIN_S)
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._connection: Connection | None = None
+        self._writes_watched = False
+        self._received = bytearray()
+        self._session: bytes | None = None  # the session in which the pair is in sync
+        self._offered: bytes | None = None
+        self._hello_at = 0.0
+        self._heard_at = time.monotonic()
+        self._probed_at = 0.0
+        self._progress = 0
+        self._progress_at = time.monotonic()
+        self._lost_at = time.monotonic()
+        self._reconnect_at = 0.0
+        self._ticked_at = 0.0
+        self._flush_all = 0  # sequence number of the FLUSH_ALL that ends a reintegration, 0: none
+        self._full = False
+        self._stopping = False
+        self._ended = False
+        self._exit_code = 0
+        self._ready = False
+        self._evicting = False
+        self.in_sync = False
+        self.ceiling = 0
+        self.reason = "no connection to the peer yet"
+        self._reader = Helper(COLD_READERS)
+        self._helper = Helper(1)
+        limit = descriptor_limit() - DESCRIPTORS_SPARE
+        self._fuse_fd = fuse_io.mount(options.directory, os.path.basename(options.state.rstrip("/")) or "module")
+        self._fuse_connection = 0
+        self.tap = FuseTap(self._fuse_fd, self._root_fd, self.source, self._activity, limit // 2, options.cache)
+        self.tap.cold_read = self._cold_read
+
+    # --- start ----------------------------------------------------------------------------------------------------
+
+    def _load_record(self) -> Record:
+        try:
+            record = record_io.load(self._record_path)
+        except (records.RecordDamaged, records.RecordVersion) as error:
+            raise BadConfiguration(str(error)) from error
+        if record is None:
+            record = Record(
+                generation=new_identity(),
+                last_role="ALONE",
+                solo=True,
+                boot=self._boot,
+                configuration=b"",
+                root=self._root_identity,
+            )
+            record_io.store(self._record_path, record)
+            return record
+        if record.root != self._root_identity:
+            raise WrongDirectory(
+                f"--dir {os.fsdecode(self.options.directory)} is not the directory of this module (its root has another "
+                "identity): is its disk mounted? Nothing was changed"
+            )
+        if record.inconsistent:
+            raise BadConfiguration(
+                "this copy is inconsistent (a reintegration into it was interrupted): it can only be a target"
+            )
+        if record.outdated:
+            raise BadConfiguration("this copy is outdated: the other server has newer data; it can only be a target")
+        return record
+
+    def _open_log(self) -> tuple[DirtyLog, dirty_log.Marks]:
+        path = os.path.join(self.options.state, "dirty-log")
+        shift = self.options.extent_size.bit_length() - 1
+        try:
+            opened, recovered = DirtyLog.open(path, self.record, extent_shift=shift)
+            marks = recovered.marks
+        except DirtyLogUnusable as error:
+            first = self.record.log_counter == 0
+            if not first:
+                log.warning("%s", error)
+            marks = dirty_log.Marks()
+            opened = DirtyLog.create(
+                path,
+                root=self._root_identity,
+                generation=self.record.generation,
+                boot=self._boot,
+                extent_shift=shift,
+                counter=self.record.log_counter + 1,
+                is_everything=not first,
+            )
+        if opened.counter != self.record.log_counter:
+            self._store(replace(self.record, log_counter=opened.counter))
+        opened.confirm_record(opened.counter)
+        return opened, marks
+
+    def _store(self, record: Record) -> None:
+        """Make a record durable before anything that follows from it."""
+        record_io.store(self._record_path, record)
+        self.record = record
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until stopped; the exit code."""
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, self._signalled)
+        self._watch(self._fuse_fd, self._take)
+        self._watch(self._delivery.fileno(), self._delivered)
+        self._watch(self._flushes.fileno(), self.source.local_flushes_completed)
+        self._watch(self._helper.fileno(), self._helped)
+        self._connector.connect()
+        gc.freeze()
+        poll = self._epoll.poll
+        handlers = self._handlers
+        source = self.source
+        fuse_fd = self._fuse_fd
+        spinner = self._spinner
+        while not self._ended:
+            events = spinner.poll(poll, bool(source.inflight)) or poll(TICK_S)
+            try:
+                for fd, _ in events:
+                    handler = handlers.get(fd)
+                    if handler is not None:
+                        handler()
+                source.turn_end()
+                if source.reintegration is not None:
+                    source.reintegration.step()
+                    source.turn_end()
+                self._watch_writes()
+                if source.congested or not self.tap.ready:
+                    self._pause(fuse_fd)
+                elif self._paused:
+                    self._unpause(fuse_fd)
+            except (LinkLost, ProtocolError) as error:
+                self._link_lost(str(error))
+            now = time.monotonic()
+            if now - self._ticked_at >= TICK_S:
+                self._ticked_at = now
+                self._tick(now)
+        return self._exit_code
+
+    _paused = False
+
+    def _pause(self, fuse_fd: int) -> None:
+        if not self._paused:
+            self._paused = True
+            self._epoll.modify(fuse_fd, 0)
+
+    def _unpause(self, fuse_fd: int) -> None:
+        self._paused = False
+        self._epoll.modify(fuse_fd, select.EPOLLIN)
+
+    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
+        self._handlers[fd] = handler
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        del self._handlers[fd]
+        self._epoll.unregister(fd)
+
+    def _watch_writes(self) -> None:
+        connection = self._connection
+        if connection is not None and connection.wants_write != self._writes_watched:
+            self._writes_watched = connection.wants_write
+            events = select.EPOLLIN | (select.EPOLLOUT if self._writes_watched else 0)
+            self._epoll.modify(connection.fileno(), events)
+
+    def _take(self) -> None:
+        try:
+            self.tap.take()
+        except OSError as error:
+            if error.errno != errno.ENODEV:
+                raise
+            self._say("unmounted")
+            self._unwatch(self._fuse_fd)
+            self._mounted = False
+            self._begin_stop()
+
+    _mounted = True
+
+    def _cold_read(self, slot: fuse_io.Slot, node: Node, offset: int, size: int) -> bool:
+        return self._reader.ask(["read", slot.unique, offset, size], node.data_fd, self._fuse_fd)
+
+    def _helped(self) -> None:
+        for answer in self._helper.answers():
+            reintegration = self.source.reintegration
+            if reintegration is None or not reintegration.answered(answer):
+                self._helper.abandon(answer[0])
+
+    def _sync_file_system(self, fd: int, done: Callable[[int], None]) -> None:
+        """Flush a file system from a thread, because it may take long."""
+
+        def flush() -> None:
+            code = 0
+            try:
+                linux_io.syncfs(fd)
+            except OSError as error:
+                code = error.errno or errno.EIO
+            self._delivery.put(lambda: done(code))
+
+        threading.Thread(target=flush, name="syncfs", daemon=True).start()
+
+    def _signalled(self, _signal: int, _frame: object) -> None:
+        self._begin_stop()
+
+    # --- the link -------------------------------------------------------------------------------------------------
+
+    def _delivered(self) -> None:
+        for item in self._delivery.take():
+            if callable(item):
+                item()
+            elif self._connection is not None or self._stopping:
+                item.close()
+            else:
+                self._connected(item)
+
+    def _connected(self, connection: Connection) -> None:
+        self._connection = connection
+        self._received.clear()
+        self._writes_watched = False
+        self._watch(connection.fileno(), self._receive)
+        self._offered = new_identity()
+        hello = {
+            "instance": self._instance,
+            "session": self._session if self.source.mode is FROZEN else None,
+            "new_session": self._offered,
+            "record": records.encode(self.record),
+            "root": self._root_identity,
+            "extent_size": self.options.extent_size,
+            "durability": self.options.durability,
+        }
+        self.source.connection = connection
+        self.source.out.clear()
+        self.source.message(Kind.HELLO, PROTOCOL_VERSION, hello)
+        self._hello_at = self._heard_at = self._progress_at = time.monotonic()
+        self.source.send()
+
+    def _receive(self) -> None:
+        connection = self._connection
+        assert connection is not None
+        if connection.wants_write:
+            self.source.send()
+        view = memoryview(bytearray(65536))
+        size = connection.receive(view)
+        received = self._received
+        received += view[:size]
+        start = 0
+        while len(received) - start >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(received, start)
+            if length > MAX_MESSAGE or not length:
+                frames.check_length(length)
+            end = start + LENGTH.size + length
+            if len(received) < end:
+                break
+            fields = frames.decode(bytes(received[start + LENGTH.size : end]))
+            start = end
+            if fields[0] == Kind.APPLIED:
+                self.source.acknowledged(fields[1])
+            else:
+                self._message(fields)
+                if self._connection is not connection:
+                    return
+        del received[:start]
+        self._heard_at = time.monotonic()
+
+    def _message(self, fields: list[Any]) -> None:
+        kind = fields[0]
+        reintegration = self.source.reintegration
+        match kind:
+            case Kind.FLUSHED:
+                if fields[1] == self._flush_all:
+                    self._flush_all = 0
+                    self._try_to_finish()
+                else:
+                    self.source.flushed(fields[1])
+            case Kind.WELCOME:
+                self._welcomed(fields[2])
+            case Kind.INCONSISTENT:
+                self._target_is_inconsistent()
+            case Kind.WANTED if reintegration is not None:
+                reintegration.wanted(fields[1], fields[2], fields[3])
+            case Kind.CHECKED if reintegration is not None:
+                reintegration.checked(fields[1], fields[2])
+            case Kind.TAKEN:
+                self._synchronised()
+            case Kind.BUSY:
+                pass
+            case Kind.FAILED:
+                self._target_failed(fields[2], fields[3], fields[4])
+            case Kind.REFUSED:
+                self._refused(fields[1])
+            case _:
+                raise ProtocolError(f"the peer sent {Kind(kind).name}, which was not due")
+
+    def _link_lost(self, reason: str) -> None:
+        if self._connection is None:
+            return
+        if not self._stopping:
+            self._say(f"link lost: {reason}")
+        self.reason = reason
+        self._unwatch(self._connection.fileno())
+        self._connection.close()
+        self._connection = None
+        self.in_sync = False
+        self._flush_all = 0
+        self._lost_at = time.monotonic()
+        self._reconnect_at = self._lost_at + RECONNECT_INTERVAL_S
+        before = self.source.mode
+        if self.source.reintegration is not None:
+            self.source.reintegration.close()
+        self.source.link_lost()
+        self._state_changed(before)
+
+    def _welcomed(self, welcome: dict[str, Any]) -> None:
+        if welcome["resume"]:
+            log.info("resuming the session after operation %d", welcome["applied"])
+            before = self.source.mode
+            self.source.resume(welcome["applied"])
+            self.in_sync = True
+            self._state_changed(before)
+            return
+        theirs = records.decode(welcome["record"]) if welcome["record"] else None
+        meeting = self._meet(theirs, welcome["boot"])
+        if meeting.source is not Side.ME:
+            raise LinkLost(f"not reintegrated: {meeting.reason}")
+        full = meeting.copying is Copying.FULL or self._log.is_everything or welcome["marks"] is None
+        self.source.when_log_is_idle(lambda: self._begin(welcome, full))
+
+    def _meet(self, theirs: Record | None, their_boot: str) -> Meeting:
+        return records.meet(
+            self.record,
+            theirs,
+            self.record.boot == self._boot,
+            theirs is None or theirs.boot == their_boot,
+            first=Side.ME,
+            preferred=Side.ME,
+        )
+
+    def _begin(self, welcome: dict[str, Any], full: bool) -> None:
+        """Durably log all that is to be copied, then have the target give up its claim to be consistent."""
+        if self._connection is None:
+            return
+        self._full = full
+        if full:
+            self._log.set_everything()
+        for record in self._activity.union(decode_marks(welcome["marks"] or [])):
+            self._log.stage(record)
+        self._log.commit_now()
+        self._activity.commit_began()
+        self._activity.commit_ended()
+        self._session = None
+        self.source.message(Kind.BEGIN_REINTEGRATION, self.record.generation, full)
+
+    def _target_is_inconsistent(self) -> None:
+        self.source.when_log_is_idle(self._start_reintegration)
+
+    def _start_reintegration(self) -> None:
+        if self._connection is None:
+            return
+        self._go_solo()
+        before = self.source.mode
+        root = self.tap.root
+        reintegration = Reintegration(
+            self.source,
+            self._activity,
+            self.tap.nodes,
+            self._root_fd,
+            root,
+            self._helper,
+            self._full,
+            self._try_to_finish,
+        )
+        reintegration.ceiling = self.ceiling
+        self._activity.freeze()
+        self.source.begin_session(reintegration, root)
+        self._state_changed(before)
+
+    def _go_solo(self) -> None:
+        """A new generation, solo, durable: the log first, then the record."""
+        alone = records.go_alone(self.record, new_identity(), boot=self._boot)
+        if alone.generation != self.record.generation:
+            self._log.stage(dirty_log.generation(alone.generation))
+            self._log.commit_now()
+        if alone != self.record:
+            self._store(alone)
+
+    def _try_to_finish(self) -> None:
+        """All is copied: have the target flush it; when it has and nothing came in between, offer sync."""
+        reintegration = self.source.reintegration
+        if reintegration is None or self._flush_all or not reintegration.idle:
+            return
+        if not reintegration.flushed:
+            reintegration.flushed = True
+            self._flush_all = self.source.operation((Kind.FLUSH_ALL,))
+            return
+        self.source.operation((Kind.EMPTY_TRASH,))
+        self.source.carry_all_times()
+        self._store(records.offer_sync_as_source(self.record))
+        reintegration.close()
+        before = self.source.mode
+        self.source.end_reintegration()
+        self._session = self._offered
+        self.source.message(Kind.OFFER_SYNC, records.encode(self.record))
+        self._state_changed(before)
+
+    def _synchronised(self) -> None:
+        self.in_sync = True
+        self.reason = ""
+        if self._full:
+            self._full = False
+            self.source.when_log_is_idle(lambda: self._compact(clear_everything=True))
+        self._activity.thaw()
+        self._say("in sync")
+        self._now_ready()
+
+    def _compact(self, clear_everything: bool = False) -> None:
+        self._log.compact(self._activity.snapshot(), clear_everything=clear_everything)
+        self._store(replace(self.record, log_counter=self._log.counter))
+        self._log.confirm_record(self._log.counter)
+
+    def _target_failed(self, code: int, text: str, outdated: bool) -> None:
+        """The target could not apply an operation. If it has recorded that it is outdated, we may go on alone."""
+        what = f"the peer cannot hold the copy: {text}"
+        self._session = None
+        self._link_lost(what)
+        self.reason = what
+        if outdated and self.source.mode is FROZEN:
+            self._go_alone()
+        self._reconnect_at = time.monotonic() + 5.0
+
+    def _refused(self, reason: str) -> None:
+        self._link_lost(f"the peer refused: {reason}")
+        self._reconnect_at = time.monotonic() + 2.0
+
+    # --- verdicts -------------------------------------------------------------------------------------------------
+
+    def go_alone(self) -> None:
+        """The verdict `go alone`. Raises MirrorError when it makes no sense now."""
+        if self.source.mode is not FROZEN:
+            raise MirrorError(f"the mirror is {self.source.mode.value}, not FROZEN: nothing waits for a verdict")
+        self.source.when_log_is_idle(self._go_alone)
+
+    def _go_alone(self) -> None:
+        if self.source.mode is not FROZEN:
+            return
+        self._session = None
+        self._activity.freeze()
+        self._go_solo()
+        self.source.go_alone()
+        self._state_changed(FROZEN)
+        self._now_ready()
+
+    def stop(self) -> None:
+        """The verdict `stop`: all held requests fail, then the process ends."""
+        self.source.stop()
+        self._begin_stop()
+
+    def set_ceiling(self, bytes_per_second: int) -> None:
+        """Limit reintegration's rate; 0: no limit."""
+        self.ceiling = max(0, bytes_per_second)
+        if self.source.reintegration is not None:
+            self.source.reintegration.ceiling = self.ceiling
+
+    def shut_down(self) -> None:
+        """End cleanly, as on SIGTERM."""
+        self._begin_stop()
+
+    # --- for the control socket's thread --------------------------------------------------------------------------
+
+    def ask(self, act: Callable[[], None]) -> dict[str, Any]:
+        """Have the loop do something. Raises MirrorError when it refuses or does not answer."""
+        answered = threading.Event()
+        refusal: list[MirrorError] = []
+
+        def do() -> None:
+            try:
+                act()
+            except MirrorError as error:
+                refusal.append(error)
+            finally:
+                answered.set()
+
+        self._delivery.put(do)
+        if not answered.wait(CONTROL_TIMEOUT_S):
+            raise MirrorError(f"the mirror has not answered for {CONTROL_TIMEOUT_S:g} s: its disk does not answer")
+        if refusal:
+            raise refusal[0]
+        return {}
+
+    def abort(self) -> dict[str, Any]:
+        """The verdict `stop`. The tap is failed from this thread, which needs neither the loop nor the disk."""
+        fuse_io.abort_connection(self._fuse_connection)
+        self._delivery.put(self.stop)
+        return {}
+
+    def status(self) -> dict[str, Any]:
+        """What this mirror is doing. Reads what the loop keeps, so that it answers while the loop waits."""
+        source = self.source
+        reintegration = source.reintegration
+        return {
+            "role": "source",
+            "state": source.mode.value,
+            "in_sync": self.in_sync and source.mode is PRIM,
+            "reason": self.reason,
+            "linked": self._connection is not None,
+            "generation": self.record.generation.hex(),
+            "dirty_extents": self._activity.count,
+            "in_flight": len(source.inflight),
+            "held": len(source.held),
+            "sent_bytes": source.sent_bytes,
+            "nodes": len(self.tap.nodes.by_number),
+            "fuse_connection": self._fuse_connection,
+            "reintegration": reintegration.progress() if reintegration is not None else None,
+        }
+
+    def _now_ready(self) -> None:
+        if not self._ready:
+            self._ready = True
+            self._say("ready")
+
+    def _state_changed(self, before: Mode) -> None:
+        if before is not self.source.mode:
+            self._say(f"state {self.source.mode.value}")
+
+    def _disk_failed(self, what: str) -> None:
+        self._store(replace(self.record, inconsistent=True, in_sync=False, solo=False))
+        self._say(f"disk failed: {what}")
+        self.reason = f"disk failed: {what}"
+        self._exit_code = 1
+        self._begin_stop()
+
+    # --- time -----------------------------------------------------------------------------------------------------
+
+    def _tick(self, now: float) -> None:
+        source = self.source
+        if self._connection is None:
+            if not self._stopping and now >= self._reconnect_at:
+                self._reconnect_at = now + 3600.0  # the connector tries again by itself until it has one
+                self._connector.connect()
+            after = self.options.alone_after_s
+            if source.mode is FROZEN and after is not None and now - self._lost_at >= after:
+                source.when_log_is_idle(self._go_alone)
+        else:
+            self._probe(now)
+        if source.mode is PRIM and not source.inflight:
+            source.carry_all_times()
+            source.turn_end()
+        if self._log.should_compact():
+            source.when_log_is_idle(self._compact)
+        self._evict()
+        if self._stopping:
+            self._stop_step()
+
+    def _probe(self, now: float) -> None:
+        source = self.source
+        if now - self._probed_at >= PROBE_INTERVAL_S:
+            self._probed_at = now
+            source.message(Kind.PROBE, time.monotonic_ns())
+            try:
+                source.send()
+            except LinkLost as error:
+                self._link_lost(str(error))
+                return
+        if source.applied != self._progress or not source.inflight:
+            self._progress = source.applied
+            self._progress_at = now
+        limit = self.options.stall_timeout_s
+        if now - self._progress_at > limit:
+            self._link_lost(f"no progress on outstanding operations for {limit:g} s")
+        elif now - self._heard_at > limit:
+            self._link_lost(f"nothing heard from the peer for {limit:g} s")
+        elif self._hello_at and now - self._hello_at > HELLO_TIMEOUT_S and source.mode is FROZEN and not self._session:
+            self._hello_at = 0.0
+
+    def _evict(self) -> None:
+        """Let the least recently used marks go, a quarter at a time, after both copies have flushed."""
+        source = self.source
+        if source.mode is not PRIM or not self.in_sync or self._evicting:
+            return
+        selection = self._activity.victims()
+        if selection is None:
+            return
+        self._evicting = True
+        log.debug("evicting marks of %d files", len(selection.extents))
+
+        def flushed(error: int) -> None:
+            self._evicting = False
+            if error or source.mode is not PRIM:
+                self._activity.abort_eviction(selection)
+                return
+            for record in self._activity.finish_eviction(selection):
+                self._log.stage(record)
+            source.staged()
+
+        source.flush_everything(self._root_fd, flushed)
+
+    # --- the end --------------------------------------------------------------------------------------------------
+
+    def _begin_stop(self) -> None:
+        self._stopping = True
+        self._stop_at = time.monotonic() + 30.0
+
+    _stop_at = 0.0
+    _stop_flushed = False
+
+    def _stop_step(self) -> None:
+        """A clean stop: unmount, let what is outstanding finish, flush both copies, forget the marks."""
+        source = self.source
+        if self._mounted:
+            try:
+                linux_io.umount2(self.options.directory, 0)
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() < self._stop_at - 28.0:
+                    if error.errno != errno.EBUSY:
+                        log.info("unmounting: %s", error.strerror)
+                        self._mounted = False
+                    return
+                log.warning("the mount is busy: taken away from those who use it")
+                fuse_io.unmount(self.options.directory)
+            self._mounted = False
+        late = time.monotonic() > self._stop_at
+        if source.mode is PRIM and self.in_sync and not late:
+            if source.inflight or source.has_local_writes:
+                return
+            if not self._stop_flushed:
+                self._stop_flushed = True
+                source.carry_all_times()
+                source.flush_everything(self._root_fd, self._stopped)
+                source.turn_end()
+            return
+        if source.mode not in (FROZEN, STOPPED, REINTEGRATING) and source.has_local_writes and not late:
+            return
+        self._end()
+
+    def _stopped(self, error: int) -> None:
+        if not error and self.source.mode is PRIM:
+            self._log.compact(dirty_log.Marks())
+            self._store(replace(self.record, log_counter=self._log.counter))
+            self.source.message(Kind.BYE, "stopped")
+            with contextlib.suppress(LinkLost):
+                self.source.send()
+        self._end()
+
+    def _end(self) -> None:
+        self._ended = True
+        linux_io.syncfs(self._root_fd)
+        self._connector.close()
+        if self._connection is not None:
+            self._connection.close()
+        os.close(self._fuse_fd)
+        fuse_io.unmount(self.options.directory)
+        self._reader.close()
+        self._helper.close()
+        self._log.close()
+        self._say("stopped")

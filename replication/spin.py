@@ -1,0 +1,42 @@
+"""Spinning before sleeping: two wake-ups less on each round trip, as long as it helps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+Events = list[tuple[int, int]]
+
+GIVE_UP: Final = 16  # this many fruitless spins more than fruitful ones: sleep at once for a while
+RETRY: Final = 64  # and after so many sleeps, try whether spinning helps again
+
+
+class Spinner:
+    """Polls again and again for a short time, while that pays."""
+
+    def __init__(self, spin_s: float) -> None:
+        self._spin_s = spin_s
+        self._credit = GIVE_UP
+        self._sleeps = 0
+
+    def poll(self, poll: Callable[[float], Any], outstanding: bool) -> Events:
+        """Events that are there now or come within the spinning time; empty: the caller sleeps."""
+        events: Events = poll(0)
+        if events or not outstanding:
+            return events
+        if self._credit <= 0:
+            self._sleeps += 1
+            if self._sleeps < RETRY:
+                return events
+            self._sleeps = 0
+            self._credit = 2
+        end = time.perf_counter() + self._spin_s
+        while time.perf_counter() < end:
+            events = poll(0)
+            if events:
+                if self._credit < GIVE_UP:
+                    self._credit += 1
+                return events
+        self._credit -= 2
+        return events

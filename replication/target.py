@@ -1,0 +1,469 @@
+"""The target's core: applies the source's operations to its copy, in their order, and says how far it is.
+
+It decides nothing. It stops at the first operation that fails, and applies nothing after it.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import os
+import stat
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any, Final
+
+from hotpair.replication import frames, linux_io, tree_io
+from hotpair.replication.errors import ProtocolError, TargetFailed
+from hotpair.replication.frames import LENGTH, Kind
+from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, RECEIVE_BUFFER, WRITE_BACK_STEP
+from hotpair.replication.objects_io import (
+    Descriptors,
+    Object,
+    check_name,
+    open_path,
+    proc_path,
+    read_identity,
+)
+from hotpair.replication.transport_io import Connection
+from hotpair.replication.tree_io import Description
+
+log = logging.getLogger("hotpair.replication")
+
+LARGEST_FRAME: Final = LENGTH.size + MAX_MESSAGE + MAX_PAYLOAD
+OPEN_FILES: Final = 2048  # files held open for writing; the least recently used is flushed and closed
+MAX_OFFSET: Final = (1 << 63) - 1
+
+unpack_length = LENGTH.unpack_from
+unpack = frames.unpack
+decode = frames.decode
+
+
+class Replica(Object):
+    """An object of the target's copy that the source has declared."""
+
+    __slots__ = ("data_fd", "flushing", "unflushed")
+
+    def __init__(self, identity: bytes, handle: bytes, kind: int, fd: int) -> None:
+        super().__init__(identity, handle, kind, fd)
+        self.data_fd = -1
+        self.unflushed = 0
+        self.flushing = False
+
+
+class Target:
+    """One copy and the stream that changes it. One thread owns it."""
+
+    def __init__(
+        self, root_fd: int, root_identity: bytes, flushes: linux_io.FlushQueue, descriptor_limit: int, durable: bool
+    ) -> None:
+        self.root_fd = root_fd
+        self.flushes = flushes
+        self.durable = durable
+        self.descriptors = Descriptors(root_fd, descriptor_limit)
+        self.root = Replica(
+            root_identity,
+            linux_io.name_to_handle(root_fd),
+            stat.S_IFDIR,
+            os.open(b".", os.O_PATH | os.O_CLOEXEC, dir_fd=root_fd),
+        )
+        self.descriptors.pin(self.root)
+        self.objects: dict[bytes, Replica] = {root_identity: self.root}
+        self.connection: Connection | None = None
+        self.out: deque[memoryview] = deque()
+        self.applied = 0
+        self.received_bytes = 0
+        self.failed: str | None = None
+        self.on_message: Callable[[list[Any]], None]
+        self.on_failure: Callable[[int, OSError], None]
+        self.on_flush_all: Callable[[int], None]
+        self.listing: Any = None  # reintegration's half here; applies LISTING
+        self._acknowledged = 0
+        self._buffer = memoryview(bytearray(RECEIVE_BUFFER))
+        self._start = 0
+        self._end = 0
+        self._open: OrderedDict[Replica, None] = OrderedDict()
+        self._token = 0
+        self._flushing: dict[int, Callable[[int], None]] = {}
+        self._unflushed: set[Replica] = set()  # for durability = "disk"
+        self._apply: dict[int, Callable[[list[Any]], None]] = {
+            Kind.TRUNCATE: self._truncate,
+            Kind.FALLOCATE: self._fallocate,
+            Kind.MAKE: self._make,
+            Kind.LINK: self._link,
+            Kind.UNLINK: self._unlink,
+            Kind.RMDIR: self._unlink,
+            Kind.RENAME: self._rename,
+            Kind.ATTRIBUTES: self._attributes,
+            Kind.SET_XATTR: self._set_xattr,
+            Kind.REMOVE_XATTR: self._remove_xattr,
+            Kind.FLUSH: self._flush,
+            Kind.DECLARE: self._declare,
+            Kind.FORGET: self._forget,
+            Kind.LISTING: self._listing,
+            Kind.ZERO: self._zero,
+            Kind.CHECK: self._check,
+            Kind.FLUSH_ALL: self._flush_all,
+            Kind.EMPTY_TRASH: self._empty_trash,
+        }
+
+    # --- the stream -----------------------------------------------------------------------------------------------
+
+    def attach(self, connection: Connection, fresh: bool) -> None:
+        """Serve a new connection; what the old one had not delivered is discarded. ``fresh``: a new session."""
+        self.detach()
+        self.connection = connection
+        if fresh:
+            self.applied = 0
+            self._forget_all()
+        self._acknowledged = self.applied
+
+    def adopt_root(self, identity: bytes) -> None:
+        """The root has taken the source's identity, because this copy has never been one."""
+        del self.objects[self.root.identity]
+        self.root.identity = identity
+        self.objects[identity] = self.root
+
+    def detach(self) -> None:
+        """Drop the connection with all bytes that it still holds."""
+        if self.connection is not None:
+            self.connection.close()
+            self.connection = None
+        self.out.clear()
+        self._start = self._end = 0
+
+    def receive(self) -> None:
+        """Apply what has arrived, then acknowledge it. Raises LinkLost, ProtocolError, TargetFailed."""
+        connection = self.connection
+        if connection is None:
+            return
+        buffer = self._buffer
+        if RECEIVE_BUFFER - self._end < LARGEST_FRAME:
+            rest = self._end - self._start
+            buffer[:rest] = (
+                bytes(buffer[self._start : self._end]) if self._start < rest else buffer[self._start : self._end]
+            )
+            self._start, self._end = 0, rest
+        size = connection.receive(buffer[self._end :])
+        if size == 0:
+            return
+        self.received_bytes += size
+        end = self._end + size
+        self._end = end
+        start = self._start
+        objects = self.objects
+        try:
+            while end - start >= 4:
+                (length,) = unpack_length(buffer, start)
+                if length > MAX_MESSAGE or not length:
+                    frames.check_length(length)
+                body = start + 4 + length
+                if body > end:
+                    break
+                fields = unpack(buffer[start + 4 : body])
+                if fields[0] == 1 and len(fields) == 5:  # Kind.WRITE
+                    _, sequence, identity, offset, count = fields
+                    if type(count) is not int or not 0 < count <= MAX_PAYLOAD:
+                        frames.payload_size(fields)
+                    after = body + count
+                    if after > end:
+                        break
+                    if sequence != self.applied + 1:
+                        self._out_of_order(sequence)
+                    item = objects.get(identity)
+                    if item is None or item.data_fd < 0:
+                        item = self._writable(sequence, identity)
+                    if type(offset) is not int or not 0 <= offset <= MAX_OFFSET:
+                        raise ProtocolError(f"the peer sent a write at {offset!r}")
+                    try:
+                        written = os.pwrite(item.data_fd, buffer[body:after], offset)
+                        if written != count:
+                            self._write_rest(item, buffer[body + written : after], offset + written)
+                    except OSError as error:
+                        self._fail(sequence, error)
+                    before = item.unflushed
+                    item.unflushed = before + count
+                    if before // WRITE_BACK_STEP != item.unflushed // WRITE_BACK_STEP:
+                        linux_io.sync_file_range(item.data_fd, 0, 0, linux_io.SYNC_FILE_RANGE_WRITE)
+                    self.applied = sequence
+                    start = after
+                else:
+                    fields = decode(buffer[start + 4 : body])
+                    start = body
+                    if fields[0] <= frames.LAST_OPERATION:
+                        self._operation(fields)
+                    else:
+                        self.on_message(fields)
+                        if self.connection is not connection:
+                            return
+        finally:
+            if self.connection is connection:
+                self._start = start
+                if start == end:
+                    self._start = self._end = 0
+        if self.applied != self._acknowledged:
+            self._acknowledged = self.applied
+            self.say(Kind.APPLIED, self.applied)
+        if self.out:
+            connection.send(self.out)
+
+    def say(self, *fields: Any) -> None:
+        """Queue a message for the source."""
+        self.out.append(memoryview(frames.encode(*fields)))
+
+    def send(self) -> None:
+        """Give the connection what it takes. Raises LinkLost."""
+        if self.connection is not None and self.out:
+            self.connection.send(self.out)
+
+    def _operation(self, fields: list[Any]) -> None:
+        sequence = fields[1]
+        if sequence != self.applied + 1:
+            self._out_of_order(sequence)
+        apply = self._apply.get(fields[0])
+        if apply is None:
+            raise ProtocolError(f"the peer sent kind {fields[0]} where an operation was expected")
+        try:
+            apply(fields)
+        except OSError as error:
+            self._fail(sequence, error)
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            # A field of another type than the protocol's. Nothing was applied: the calls check before they act.
+            raise ProtocolError(f"the peer sent a malformed {Kind(fields[0]).name}: {error}") from error
+        self.applied = sequence
+
+    def _out_of_order(self, sequence: object) -> None:
+        raise ProtocolError(f"the peer sent operation {sequence!r} where {self.applied + 1} was due")
+
+    def _fail(self, sequence: int, error: OSError) -> None:
+        self.on_failure(sequence, error)
+        raise TargetFailed(f"operation {sequence}: {error.strerror}") from error
+
+    def _write_rest(self, item: Replica, data: memoryview, offset: int) -> None:
+        """A short write is an error although pwrite raises nothing: the second one says which."""
+        if os.pwrite(item.data_fd, data, offset) != len(data):
+            raise OSError(errno.EIO, "short write")
+
+    # --- objects --------------------------------------------------------------------------------------------------
+
+    def _object(self, identity: object) -> Replica:
+        item = self.objects.get(identity) if type(identity) is bytes else None
+        if item is None:
+            raise ProtocolError(f"the peer named an object that it has not declared: {identity!r}")
+        return item
+
+    def _fd(self, item: Replica) -> int:
+        return self.descriptors.get(item)
+
+    def register(self, fd: int, identity: bytes) -> Replica:
+        """Hold the object behind the O_PATH descriptor ``fd``, which is taken over."""
+        known = self.objects.get(identity)
+        if known is not None:
+            os.close(fd)
+            return known
+        item = Replica(identity, linux_io.name_to_handle(fd), stat.S_IFMT(os.fstat(fd).st_mode), fd)
+        self.objects[identity] = item
+        self.descriptors.adopt(item)
+        return item
+
+    def _writable(self, sequence: int, identity: object) -> Replica:
+        item = self._object(identity)
+        try:
+            self._open_data(item)
+        except OSError as error:
+            self._fail(sequence, error)
+        return item
+
+    def _open_data(self, item: Replica) -> int:
+        if item.data_fd < 0:
+            if item.kind != stat.S_IFREG:
+                raise OSError(errno.EINVAL, "not a regular file")
+            item.data_fd = os.open(proc_path(self._fd(item)), os.O_RDWR | os.O_CLOEXEC | os.O_NOATIME)
+            self._open[item] = None
+            if len(self._open) > OPEN_FILES:
+                oldest = next(iter(self._open))
+                self._close_data(oldest)
+        else:
+            self._open.move_to_end(item)
+        return item.data_fd
+
+    def _close_data(self, item: Replica) -> None:
+        """Close a file, after a flush of what was written through its descriptor."""
+        if item.data_fd < 0 or item.flushing:
+            return
+        if item.unflushed:
+            item.flushing = True
+            item.unflushed = 0
+
+            def flushed(error: int) -> None:
+                item.flushing = False
+                if error:
+                    self.on_failure(self.applied, OSError(error, os.strerror(error)))
+                else:
+                    self._close_data(item)
+
+            self.flush(item.data_fd, True, flushed)
+            return
+        self._open.pop(item, None)
+        os.close(item.data_fd)
+        item.data_fd = -1
+
+    def flush(self, fd: int, data_only: bool, done: Callable[[int], None]) -> None:
+        """Flush through the kernel's queue; ``done(errno)`` is called from ``flushes_completed``."""
+        self._token += 1
+        self._flushing[self._token] = done
+        self.flushes.submit(fd, self._token, data_only)
+
+    def flushes_completed(self) -> None:
+        """The flush queue has something to say."""
+        for token, error in self.flushes.completed():
+            self._flushing.pop(token)(error)
+        self.send()
+
+    def _forget_all(self) -> None:
+        for item in list(self.objects.values()):
+            if item is not self.root:
+                self._drop(item)
+
+    def _drop(self, item: Replica) -> None:
+        self.objects.pop(item.identity, None)
+        self.descriptors.drop(item)
+        self._close_data(item)
+
+    # --- operations -----------------------------------------------------------------------------------------------
+
+    def _declare(self, fields: list[Any]) -> None:
+        _, _, identity, directory, name = fields
+        if identity in self.objects:
+            return
+        fd = open_path(self._fd(self._object(directory)), check_name(name))
+        found = read_identity(fd)
+        if found != identity:
+            os.close(fd)
+            raise OSError(errno.ESTALE, f"{name!r} is another object here than on the source")
+        self.register(fd, identity)
+
+    def _forget(self, fields: list[Any]) -> None:
+        item = self._object(fields[2])
+        if item is not self.root:
+            self._drop(item)
+
+    def _truncate(self, fields: list[Any]) -> None:
+        item = self._object(fields[2])
+        os.ftruncate(self._open_data(item), fields[3])
+        item.unflushed += 1
+
+    def _fallocate(self, fields: list[Any]) -> None:
+        _, _, identity, mode, offset, length = fields
+        item = self._object(identity)
+        linux_io.fallocate(self._open_data(item), mode, offset, length)
+        item.unflushed += 1
+
+    def _zero(self, fields: list[Any]) -> None:
+        """Zeros without payload: a hole, within the size that the file has."""
+        _, _, identity, offset, length = fields
+        item = self._object(identity)
+        fd = self._open_data(item)
+        mode = linux_io.FALLOC_FL_PUNCH_HOLE | linux_io.FALLOC_FL_KEEP_SIZE
+        linux_io.fallocate(fd, mode, offset, length)
+        if os.fstat(fd).st_size < offset + length:
+            os.ftruncate(fd, offset + length)
+        item.unflushed += 1
+
+    def _make(self, fields: list[Any]) -> None:
+        _, _, directory, name, identity, mode, uid, gid, device, link, xattrs = fields
+        what = Description(mode, uid, gid, device, link, [(key, value) for key, value in xattrs])
+        fd = tree_io.make(self._fd(self._object(directory)), check_name(name), _identity(identity), what)
+        self.register(fd, identity)
+
+    def _link(self, fields: list[Any]) -> None:
+        _, _, identity, directory, name = fields
+        directory_fd = self._fd(self._object(directory))
+        linux_io.linkat_empty(self._fd(self._object(identity)), directory_fd, check_name(name))
+
+    def _unlink(self, fields: list[Any]) -> None:
+        kind, _, directory, name, identity = fields
+        directory_fd = self._fd(self._object(directory))
+        fd = open_path(directory_fd, check_name(name))
+        found = read_identity(fd)
+        links = os.fstat(fd).st_nlink
+        os.close(fd)
+        if found != identity:
+            raise OSError(errno.ESTALE, f"{name!r} is another object here than on the source")
+        if kind == Kind.RMDIR:
+            os.rmdir(name, dir_fd=directory_fd)
+        else:
+            os.unlink(name, dir_fd=directory_fd)
+        item = self.objects.get(identity)
+        if item is not None and (links == 1 or kind == Kind.RMDIR):
+            item.unflushed = 0  # nothing can reach it after a take-over
+            self._drop(item)
+
+    def _rename(self, fields: list[Any]) -> None:
+        _, _, directory, name, new_directory, new_name, flags = fields
+        old_fd = self._fd(self._object(directory))
+        new_fd = self._fd(self._object(new_directory))
+        linux_io.renameat2(old_fd, check_name(name), new_fd, check_name(new_name), flags)
+
+    def _attributes(self, fields: list[Any]) -> None:
+        _, _, identity, mode, uid, gid, mtime_ns = fields
+        fd = self._fd(self._object(identity))
+        if uid is not None or gid is not None:
+            linux_io.fchownat_empty(fd, -1 if uid is None else uid, -1 if gid is None else gid)
+        if mode is not None and stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFLNK:
+            os.chmod(proc_path(fd), mode)
+        if mtime_ns is not None:
+            linux_io.utimens_empty(fd, linux_io.UTIME_OMIT, mtime_ns)
+
+    def _set_xattr(self, fields: list[Any]) -> None:
+        _, _, identity, name, value = fields
+        os.setxattr(proc_path(self._fd(self._object(identity))), name, value)
+
+    def _remove_xattr(self, fields: list[Any]) -> None:
+        _, _, identity, name = fields
+        tree_io.remove_xattr(self._fd(self._object(identity)), name)
+
+    def _flush(self, fields: list[Any]) -> None:
+        _, sequence, identity, data_only = fields
+        item = self._object(identity)
+
+        def flushed(error: int) -> None:
+            if error:
+                self.on_failure(sequence, OSError(error, os.strerror(error)))
+            else:
+                self.say(Kind.FLUSHED, sequence)
+
+        if item.kind == stat.S_IFDIR:
+            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd(item))
+
+            def close_then_say(error: int) -> None:
+                os.close(fd)
+                flushed(error)
+
+            self.flush(fd, data_only, close_then_say)
+        else:
+            item.unflushed = 0
+            self.flush(self._open_data(item), data_only, flushed)
+
+    def _flush_all(self, fields: list[Any]) -> None:
+        self.on_flush_all(fields[1])
+
+    def _check(self, fields: list[Any]) -> None:
+        _, sequence, identity, offset, length, digest = fields
+        if not 0 < length <= MAX_PAYLOAD:
+            raise ProtocolError(f"the peer asked for a comparison of {length} bytes")
+        data = os.pread(self._open_data(self._object(identity)), length, offset)
+        self.say(Kind.CHECKED, sequence, hashlib.blake2b(data, digest_size=32).digest() == digest)
+
+    def _listing(self, fields: list[Any]) -> None:
+        self.listing.apply(fields)
+
+    def _empty_trash(self, fields: list[Any]) -> None:
+        self.listing.empty_trash()
+
+
+def _identity(identity: object) -> bytes:
+    if type(identity) is not bytes or len(identity) != 16:
+        raise OSError(errno.EINVAL, "not an identity")
+    return identity

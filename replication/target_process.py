@@ -1,0 +1,416 @@
+"""The target's mirror process: listens, admits one source at a time, keeps this copy's durable record."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from hotpair.cluster import record as records
+from hotpair.cluster import record_io
+from hotpair.cluster.record import Record
+from hotpair.replication import dirty_log, frames, linux_io
+from hotpair.replication.dirty_log import DirtyLogUnusable
+from hotpair.replication.dirty_log_io import DirtyLog
+from hotpair.replication.errors import BadConfiguration, LinkLost, ProtocolError, TargetFailed, WrongDirectory
+from hotpair.replication.frames import Kind
+from hotpair.replication.limits import (
+    BUSY_INTERVAL_S,
+    DESCRIPTORS_SPARE,
+    PROTOCOL_VERSION,
+    SPIN_S,
+    STALL_TIMEOUT_S,
+)
+from hotpair.replication.link_io import Acceptor, Delivery
+from hotpair.replication.listing import Listing
+from hotpair.replication.marks_message import encode_marks
+from hotpair.replication.objects_io import (
+    IDENTITY_SIZE,
+    PRIVATE_NAME,
+    ensure_identity,
+    new_identity,
+    open_root,
+    write_identity,
+)
+from hotpair.replication.process_io import boot_id, descriptor_limit, lock_state
+from hotpair.replication.spin import Spinner
+from hotpair.replication.target import Target
+from hotpair.replication.transport_io import Connection, TlsFiles
+
+log = logging.getLogger("hotpair.replication")
+
+TICK_S: Final = 0.25
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """What the target is started with."""
+
+    directory: bytes
+    state: str
+    listen: tuple[str, int]
+    durability: str
+    stall_timeout_s: float = STALL_TIMEOUT_S
+    overwrite: bool = False
+    tls: TlsFiles | None = None
+
+
+class TargetProcess:
+    """Made once for the life of the process."""
+
+    def __init__(self, options: TargetOptions, say: Callable[[str], None]) -> None:
+        self.options = options
+        self._say = say
+        self._lock = lock_state(options.state)
+        self._root_fd = open_root(options.directory)
+        self._root_identity = ensure_identity(self._root_fd)
+        self._record_path = os.path.join(options.state, "record")
+        self._log_path = os.path.join(options.state, "dirty-log")
+        self._instance = new_identity()
+        self._boot = boot_id()
+        self.record = self._load_record()
+        self._flushes = linux_io.FlushQueue()
+        self._limit = descriptor_limit() - DESCRIPTORS_SPARE
+        self.target = self._make_target()
+        self._delivery = Delivery()
+        self._acceptor = Acceptor(*options.listen, options.tls, self._delivery)
+        self._epoll = select.epoll()
+        self._spinner = Spinner(SPIN_S)
+        self._handlers: dict[int, Callable[[], None]] = {}
+        self._writes_watched = False
+        self._session: bytes | None = None  # the session in which this copy is in sync
+        self._offered: bytes | None = None  # the session that the present connection would begin
+        self._flushing_all = 0
+        self._said_busy_at = 0.0
+        self._heard_at = time.monotonic()
+        self._ended = False
+        self.reason = "no source yet"
+
+    def _make_target(self) -> Target:
+        target = Target(
+            self._root_fd, self._root_identity, self._flushes, self._limit // 2, self.options.durability == "disk"
+        )
+        target.listing = Listing(target)
+        target.on_message = self._message
+        target.on_failure = self._failed
+        target.on_flush_all = self._flush_all
+        return target
+
+    def _load_record(self) -> Record | None:
+        try:
+            record = record_io.load(self._record_path)
+        except (records.RecordDamaged, records.RecordVersion) as error:
+            raise BadConfiguration(str(error)) from error
+        if record is not None and record.root != self._root_identity:
+            raise WrongDirectory(
+                f"--dir {os.fsdecode(self.options.directory)} is not the directory of this module (its root has "
+                "another identity): is its disk mounted? Nothing was changed"
+            )
+        return record
+
+    def _store(self, record: Record) -> None:
+        record_io.store(self._record_path, record)
+        self.record = record
+
+    # --- the loop -------------------------------------------------------------------------------------------------
+
+    def run(self) -> int:
+        """Serve until stopped; the exit code."""
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, self._signalled)
+        self._watch(self._delivery.fileno(), self._delivered)
+        self._watch(self._flushes.fileno(), self._flushed)
+        self._say("ready")
+        poll = self._epoll.poll
+        handlers = self._handlers
+        spinner = self._spinner
+        target = self.target
+        ticked_at = 0.0
+        while not self._ended:
+            events = spinner.poll(poll, target.connection is not None) or poll(TICK_S)
+            try:
+                for fd, _ in events:
+                    handler = handlers.get(fd)
+                    if handler is not None:
+                        handler()
+                connection = target.connection
+                if connection is not None and connection.wants_write != self._writes_watched:
+                    self._writes_watched = connection.wants_write
+                    wanted = select.EPOLLIN | (select.EPOLLOUT if self._writes_watched else 0)
+                    self._epoll.modify(connection.fileno(), wanted)
+            except (LinkLost, ProtocolError, TargetFailed) as error:
+                self._link_lost(error)
+            now = time.monotonic()
+            if now - ticked_at >= TICK_S:
+                ticked_at = now
+                self._tick(now)
+        return 0
+
+    def _watch(self, fd: int, handler: Callable[[], None]) -> None:
+        self._handlers[fd] = handler
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def _signalled(self, _signal: int, _frame: object) -> None:
+        self._delivery.put(self._stop)
+
+    def _flushed(self) -> None:
+        self.target.flushes_completed()
+
+    def _delivered(self) -> None:
+        for item in self._delivery.take():
+            if callable(item):
+                item()
+            else:
+                self._greeted(*item)
+
+    def _receive(self) -> None:
+        self._heard_at = time.monotonic()
+        self.target.receive()
+
+    def _tick(self, now: float) -> None:
+        target = self.target
+        if target.connection is None:
+            return
+        if self._flushing_all and now - self._said_busy_at >= BUSY_INTERVAL_S:
+            self._said_busy_at = now
+            target.say(Kind.BUSY, BUSY_INTERVAL_S)
+        try:
+            target.send()
+        except LinkLost as error:
+            self._link_lost(error)
+            return
+        if now - self._heard_at > self.options.stall_timeout_s:
+            self._link_lost(LinkLost(f"nothing heard from the source for {self.options.stall_timeout_s:g} s"))
+
+    # --- the link -------------------------------------------------------------------------------------------------
+
+    def _greeted(self, connection: Connection, hello: dict[str, Any]) -> None:
+        """A peer has said hello: admit it, or refuse it with the reason. The old session ends first, all of it."""
+        reason = self._objection(hello)
+        if reason is not None:
+            log.warning("refused the source: %s", reason)
+            self._refuse(connection, reason)
+            return
+        resume = self._session is not None and hello["session"] == self._session
+        if self.target.connection is not None:
+            self._drop_connection()
+        if self.record is None and self._root_identity != hello["root"]:
+            write_identity(self._root_fd, hello["root"])
+            self._root_identity = hello["root"]
+            self.target.adopt_root(hello["root"])
+        self._offered = hello["new_session"]
+        if not resume:
+            self._session = None
+            self.target.listing = Listing(self.target)
+        self.target.attach(connection, fresh=not resume)
+        self._writes_watched = False
+        self._heard_at = time.monotonic()
+        self._watch(connection.fileno(), self._receive)
+        welcome = {
+            "instance": self._instance,
+            "resume": resume,
+            "applied": self.target.applied,
+            "record": records.encode(self.record) if self.record is not None else b"",
+            "boot": self._boot,
+            "marks": self._own_marks(),
+        }
+        self.target.say(Kind.WELCOME, PROTOCOL_VERSION, welcome)
+        try:
+            self.target.send()
+        except LinkLost as error:
+            self._link_lost(error)
+
+    def _objection(self, hello: dict[str, Any]) -> str | None:
+        """Why this source cannot be served, if it cannot."""
+        for key in ("root", "new_session"):
+            value = hello.get(key)
+            if type(value) is not bytes or len(value) != IDENTITY_SIZE:
+                return f"its hello has no valid {key!r}"
+        if hello.get("durability") != self.options.durability:
+            return (
+                f"it has durability {hello.get('durability')!r}, this server {self.options.durability!r}: "
+                "give both the same --durability"
+            )
+        if self.record is None:
+            entries = [name for name in os.listdir(self._root_fd) if os.fsencode(name) != PRIVATE_NAME]
+            if entries and not self.options.overwrite:
+                return (
+                    f"{os.fsdecode(self.options.directory)} is not empty and was never a copy of this module "
+                    f"({entries[0]!r} is in it): empty it, or start the target with --overwrite"
+                )
+        elif hello["root"] != self.record.root:
+            return "it is the source of another module (its root directory has another identity)"
+        return None
+
+    def _refuse(self, connection: Connection, reason: str) -> None:
+        try:
+            connection.send(deque([memoryview(frames.encode(Kind.REFUSED, reason))]))
+        except LinkLost as error:
+            log.info("while refusing: %s", error)
+        connection.close()
+
+    def _own_marks(self) -> list[Any] | None:
+        """What this copy may have that the source's has not: our dirty log. None: everything."""
+        if self.record is None or not os.path.exists(self._log_path):
+            return []
+        try:
+            opened, recovered = DirtyLog.open(self._log_path, self.record, extent_shift=self._log_shift())
+        except DirtyLogUnusable as error:
+            log.warning("%s", error)
+            return None
+        opened.close()
+        return None if recovered.everything else encode_marks(recovered.marks)
+
+    def _log_shift(self) -> int:
+        with open(self._log_path, "rb") as file:
+            return dirty_log.decode_header(file.read(dirty_log.HEADER_BYTES)).extent_shift
+
+    def _drop_connection(self) -> None:
+        connection = self.target.connection
+        if connection is not None:
+            del self._handlers[connection.fileno()]
+            self._epoll.unregister(connection.fileno())
+            self.target.detach()
+
+    def _link_lost(self, error: Exception) -> None:
+        if self.target.connection is None:
+            return
+        self._say(f"link lost: {error}")
+        self.reason = str(error)
+        if isinstance(error, ProtocolError):
+            self.target.say(Kind.REFUSED, str(error))
+            self._try_to_send()
+        if isinstance(error, ProtocolError | TargetFailed):
+            self._session = None
+        self._drop_connection()
+
+    def _try_to_send(self) -> None:
+        try:
+            self.target.send()
+        except LinkLost as error:
+            log.info("while saying why: %s", error)
+
+    # --- what the source says -------------------------------------------------------------------------------------
+
+    def _message(self, fields: list[Any]) -> None:
+        match fields[0]:
+            case Kind.PROBE:
+                self.target.say(Kind.APPLIED, self.target.applied)
+            case Kind.BEGIN_REINTEGRATION:
+                self._begin(fields[1])
+            case Kind.OFFER_SYNC:
+                self._take_sync(fields[1])
+            case Kind.BYE:
+                self._say(f"the source has stopped: {fields[1]}")
+            case Kind.REFUSED:
+                raise LinkLost(f"the source refused: {fields[1]}")
+            case kind:
+                raise ProtocolError(f"the peer sent {Kind(kind).name}, which is not for a target")
+
+    def _begin(self, generation: object) -> None:
+        """Before the first byte changes: inconsistent, durably, in the source's generation. Then our log may go."""
+        if type(generation) is not bytes:
+            raise ProtocolError("the peer's generation is not a byte string")
+        if self.record is None:
+            self._store(
+                Record(
+                    generation=generation,
+                    last_role="SECOND",
+                    inconsistent=True,
+                    boot=self._boot,
+                    configuration=b"",
+                    root=self._root_identity,
+                )
+            )
+        else:
+            self._store(records.begin_reintegration_as_target(self.record, generation))
+        if os.path.exists(self._log_path):
+            os.unlink(self._log_path)
+        self._say("state REINTEGRATING")
+        self.target.say(Kind.INCONSISTENT, generation)
+
+    def _take_sync(self, encoded: bytes) -> None:
+        assert self.record is not None
+        self._store(records.take_sync_as_target(self.record, records.decode(encoded), boot=self._boot))
+        self._session = self._offered
+        self.reason = ""
+        self._say("state SECOND")
+        self.target.say(Kind.TAKEN, encoded)
+
+    def _failed(self, sequence: int, error: OSError) -> None:
+        """An operation failed. Say so only when it is on record that this copy is outdated, or say that it is not."""
+        text = f"operation {sequence} failed: {error.strerror}"
+        self._say(f"failed: {text}")
+        self.reason = text
+        outdated = False
+        if self.record is not None and not self.record.inconsistent:
+            try:
+                linux_io.syncfs(self._root_fd)
+                self._store(records.mark_outdated(replace(self.record, in_sync=False)))
+                outdated = True
+            except (OSError, record_io.RecordNotStored) as failure:
+                log.error("cannot record that this copy is outdated: %s", failure)
+        self.target.say(Kind.APPLIED, self.target.applied)
+        self.target.say(Kind.FAILED, sequence, error.errno or 0, text, outdated or self._inconsistent)
+        self._try_to_send()
+
+    @property
+    def _inconsistent(self) -> bool:
+        return self.record is not None and self.record.inconsistent
+
+    def _flush_all(self, sequence: int) -> None:
+        """Flush the whole file system from a thread, and say that we are busy meanwhile."""
+        self._flushing_all += 1
+        connection = self.target.connection
+
+        def flush() -> None:
+            code = 0
+            try:
+                linux_io.syncfs(self._root_fd)
+            except OSError as error:
+                code = error.errno or 5
+            self._delivery.put(lambda: self._flushed_all(connection, sequence, code))
+
+        threading.Thread(target=flush, name="syncfs", daemon=True).start()
+
+    def _flushed_all(self, connection: Connection | None, sequence: int, code: int) -> None:
+        self._flushing_all -= 1
+        if connection is not self.target.connection or connection is None:
+            return
+        if code:
+            self._failed(sequence, OSError(code, os.strerror(code)))
+            self._link_lost(TargetFailed(f"flushing: {os.strerror(code)}"))
+            return
+        self.target.say(Kind.FLUSHED, sequence)
+        self._try_to_send()
+
+    def status(self) -> dict[str, Any]:
+        """What this mirror is doing."""
+        record = self.record
+        return {
+            "role": "target",
+            "state": "SECOND" if self._session is not None else "WAIT",
+            "in_sync": self._session is not None and self.target.connection is not None,
+            "inconsistent": record is not None and record.inconsistent,
+            "outdated": record is not None and record.outdated,
+            "reason": self.reason,
+            "linked": self.target.connection is not None,
+            "generation": record.generation.hex() if record is not None else "",
+            "applied": self.target.applied,
+            "received_bytes": self.target.received_bytes,
+            "objects": len(self.target.objects),
+        }
+
+    def _stop(self) -> None:
+        self._ended = True
+        self._acceptor.close()
+        self._drop_connection()
+        linux_io.syncfs(self._root_fd)
+        self._say("stopped")
