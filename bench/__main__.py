@@ -108,6 +108,7 @@ def _run(options: argparse.Namespace, directory: Path) -> int:
     plan = Plan(
         seconds=options.seconds,
         rounds=options.rounds,
+        tries=1 if options.quick else 3,
         sizes=QUICK_SIZES if options.quick else Sizes(),
         selected=selected,
         say=lambda text: print(f"[{time.monotonic() - since:6.1f} s] {text}", file=sys.stderr, flush=True),

@@ -21,16 +21,22 @@ def differences(first: Path, second: Path) -> list[str]:
     return found
 
 
-def drop_cache(copy: Path, name: str | None = None) -> None:
-    """Have the kernel forget the cached pages of one file, or of every file, of a copy."""
-    names = [name] if name and (copy / name).is_file() else sorted(_names(copy)) if copy.is_dir() else [""]
-    for each in names:
-        descriptor = os.open(copy / each if each else copy, os.O_RDONLY)
+def flush(copy: Path, name: str | None = None, forget: bool = False) -> None:
+    """Write one file, or every file, of a copy to the disk; with `forget` out of the page cache, too."""
+    for file in _files(copy, name):
+        descriptor = os.open(file, os.O_RDONLY)
         try:
             os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            if forget:
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(descriptor)
+
+
+def _files(copy: Path, name: str | None) -> list[Path]:
+    if name:
+        return [copy / name]
+    return [copy / each for each in sorted(_names(copy))] if copy.is_dir() else [copy]
 
 
 def _names(directory: Path) -> set[str]:

@@ -5,7 +5,7 @@ import socket
 import time
 from pathlib import Path
 
-from bench.compare import drop_cache
+from bench.compare import flush
 from bench.process import command
 
 PIECE_BYTES = 1 << 20
@@ -13,7 +13,7 @@ PIECE_BYTES = 1 << 20
 
 def disk_copy_s(source: Path, copy: Path) -> float:
     """Seconds for a cold plain copy up to stable storage, as a full synchronisation is; the copy is removed."""
-    drop_cache(source)
+    flush(source, forget=True)
     since = time.monotonic()
     command("dd", f"if={source}", f"of={copy}", "bs=1M", "conv=fsync", timeout_s=600)
     elapsed = time.monotonic() - since

@@ -11,6 +11,9 @@ from typing import Any
 from bench.process import BenchError
 
 GRACE_S = 60.0
+NBD_ENGINE = "--ioengine=nbd"
+NBD_GRACE_S = 4.0
+NBD_TRIES = 8
 PERCENTILES = ("50.000000", "99.000000", "99.900000")
 
 
@@ -37,8 +40,25 @@ class Run:
 
 def run(arguments: list[str], directory: Path, expected_s: float) -> Run:
     """One fio process; raises BenchError when it fails, finds wrong content or does not end."""
+    # fio's nbd engine (3.33) sleeps for ever when all its answers have come while it was still asking: its
+    # getevents polls before it looks at what has been completed already. Such a run is thrown away.
+    if NBD_ENGINE in arguments:
+        for _ in range(NBD_TRIES - 1):
+            try:
+                return _run(arguments, directory, expected_s + NBD_GRACE_S)
+            except subprocess.TimeoutExpired:
+                continue
+    limit_s = expected_s + GRACE_S
+    try:
+        return _run(arguments, directory, limit_s)
+    except subprocess.TimeoutExpired as error:
+        raise BenchError(f"fio did not end within {limit_s:.0f} s: {' '.join(arguments)}") from error
+
+
+def _run(arguments: list[str], directory: Path, limit_s: float) -> Run:
     report = directory / "fio.json"
-    line = ["fio", "--output-format=json", f"--output={report}", *arguments]
+    # --thread: a job process of its own would make a session of its own, and could not be ended by its group.
+    line = ["fio", "--thread", "--output-format=json", f"--output={report}", *arguments]
     before = os.times()
     process = subprocess.Popen(
         line,
@@ -50,12 +70,11 @@ def run(arguments: list[str], directory: Path, expected_s: float) -> Run:
         start_new_session=True,
     )
     try:
-        words, _ = process.communicate(timeout=expected_s + GRACE_S)
-    except subprocess.TimeoutExpired as error:
-        raise BenchError(f"fio did not end within {expected_s + GRACE_S:.0f} s: {' '.join(line)}") from error
+        words, _ = process.communicate(timeout=limit_s)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
+            process.wait(GRACE_S)
     after = os.times()
     if process.returncode:
         raise BenchError(f"fio gave {process.returncode}: {words.strip()[-500:]} ({' '.join(line)})")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import fio
-from bench.compare import differences, drop_cache
+from bench.compare import differences, flush
 from bench.copying import disk_copy_s, loopback_copy_s
 from bench.measure import descendants, read_bytes
 from bench.process import BenchError, command
@@ -74,7 +74,7 @@ def _full_syncs(plan: Plan, directory: Path, results: Results, pairs: list[Hotpa
         home.mkdir()
         pair.prepare(home)
         os.rename(original, pair.first / FILE)
-        drop_cache(pair.first)
+        flush(pair.first, forget=True)
         pair.start_target()
         since = time.monotonic()
         pair.start_source()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bench import fio
-from bench.compare import differences, drop_cache
+from bench.compare import differences, flush
 from bench.measure import machine_busy_s, memory, processor_s
 from bench.process import BenchError
 from bench.results import Results, Sample
@@ -25,13 +25,15 @@ from bench.workloads import (
 )
 
 DISTURBED = 0.25  # processors used by others; the kernel's own threads mostly come to less than 0.1
-TRIES = 3
+FILL_S = 15.0
+VERIFY_S = 10.0
 
 
 @dataclass(frozen=True)
 class Plan:
     seconds: float
     rounds: int
+    tries: int  # of a measurement that others disturb
     sizes: Sizes
     selected: Callable[[str, str], bool]  # (system, workload)
     say: Callable[[str], None]
@@ -71,7 +73,8 @@ def _start(plan: Plan, system: System, directory: Path, running: list[System], r
                 system.create(name, size)
                 if name != SPARSE:
                     for options in fill_options(system.abilities, name, size):
-                        fio.run([*options, *system.target(name)], directory, 120)
+                        fio.run([*options, *system.target(name)], directory, FILL_S)
+        _settle(system)
     except (BenchError, OSError) as error:
         results.errors.append(f"{system.name} does not start: {error}")
         system.abandon()
@@ -106,7 +109,7 @@ def _round(plan: Plan, number: int, running: list[System], results: Results, dir
 def _measure_undisturbed(plan: Plan, system: System, workload: Workload, number: int, directory: Path) -> Sample:
     """Measure again when something else used the processors; the least disturbed sample counts."""
     best = _measure(plan, system, workload, number, directory)
-    for _ in range(TRIES - 1):
+    for _ in range(plan.tries - 1):
         if best.disturbance <= DISTURBED:
             break
         best = min(best, _measure(plan, system, workload, number, directory), key=lambda each: each.disturbance)
@@ -122,7 +125,7 @@ def _measure(plan: Plan, system: System, workload: Workload, number: int, direct
         arguments.append(f"--size={plan.sizes.sparse}")
     if workload.readers:
         for copy in system.copies():
-            drop_cache(copy, COLD)
+            flush(copy, COLD, forget=True)
         seed = int.from_bytes(os.urandom(4), "big")
         arguments += [*reader_options(workload.readers, seed), f"--size={plan.sizes.cold}", *system.target(COLD)]
     pids = system.processes().values()
@@ -130,6 +133,7 @@ def _measure(plan: Plan, system: System, workload: Workload, number: int, direct
     run = fio.run(arguments, directory, plan.seconds)
     used, elapsed = processor_s(pids) - used, time.monotonic() - since
     busy = machine_busy_s() - busy
+    _settle(system)
     parts = [part["main"] for part in (run.writes, run.reads) if "main" in part]
     operations = sum(each.operations for each in [*run.reads.values(), *run.writes.values()])
     if not parts:
@@ -149,13 +153,19 @@ def _measure(plan: Plan, system: System, workload: Workload, number: int, direct
     )
 
 
+def _settle(system: System) -> None:
+    """Write back what a measurement has left, so that the kernel does not do it in the middle of the next one."""
+    for copy in system.copies():
+        flush(copy)
+
+
 def _finish(plan: Plan, system: System, running: list[System], results: Results, directory: Path) -> None:
     """Verify by checksums through the system, stop it, compare its copies: a fast wrong result is an error."""
     plan.say(f"{system.name}: verify, stop, compare")
     try:
         results.memory[system.name]["used"] = _memory(system)
         for options in verify_options(system.abilities):
-            fio.run([*options, *system.target(DATA)], directory, 60)
+            fio.run([*options, *system.target(DATA)], directory, VERIFY_S)
         system.stop()
         running.remove(system)
         copies = system.copies()

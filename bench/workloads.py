@@ -88,13 +88,13 @@ def reader_options(count: int, seed: int) -> list[str]:
 
 
 def fill_options(abilities: Abilities, name: str, size: int) -> list[list[str]]:
-    """Write a whole file once, untimed, in pieces of the size that its workloads write (see above)."""
+    """Write a whole file once, untimed; the part that is written in small pieces not in large ones (see above)."""
     common = [f"--ioengine={abilities.engine}", f"--direct={int(abilities.direct)}", "--name=fill", "--rw=write"]
     common += ["--invalidate=0", "--refill_buffers"]
     large = ["--bs=1m", "--iodepth=8"]
     if name != DATA:
         return [[*common, *large, f"--size={size}"]]
-    return [[*common, "--bs=4k", "--iodepth=32", *_SMALL], [*common, *large, *_LARGE]]
+    return [[*common, "--bs=16k", "--iodepth=16", *_SMALL], [*common, *large, *_LARGE]]
 
 
 def verify_options(abilities: Abilities) -> list[list[str]]:

@@ -327,8 +327,7 @@ class ActivityLog:
     def _drop_unused(self, selection: Selection, identity: bytes) -> Ranges:
         """Forget what was selected of one file and not used since; returns what leaves the dirty log.
 
-        An extent that a remaining range still marks leaves the table only, and a range keeps the extents that are in
-        the table: some may have no other record in the log."""
+        A range keeps the extents that are in the table: some may have no other record in the log."""
         file = self._durable.files.get(identity)
         if file is None:
             return []
@@ -355,7 +354,7 @@ class ActivityLog:
                 subtract_range(leaving, extent, extent)
         for first, last in leaving:
             subtract_range(file.ranges, first, last)
-        removed = merged_extents(extent for extent in gone if not file.ranges or not file.covers(extent, extent))
+        removed = merged_extents(gone)  # a range that still covered one of them would be in `staying`
         for first, last in leaving:
             add_range(removed, first, last)
         self._count += len(file.extents) + len(file.ranges) - size

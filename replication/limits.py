@@ -30,7 +30,6 @@ EXTENT_SIZE = 4 << 20
 EXTENT_SIZE_SMALLEST = 64 << 10
 EXTENT_SIZE_LARGEST = 1 << 30
 HOT_EXTENTS = 16384  # after a crash at most this many extents are copied again
-WRITE_BACK_STEP = 32 << 20  # start write-back early, so that a flush finds little to do
 
 # --- Reintegration --------------------------------------------------------------------------------
 CHUNK = 256 << 10

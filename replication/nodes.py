@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import stat
 
-from hotpair.replication.activity import FileMarks
+from hotpair.replication.dirty_log import FileMarks
 from hotpair.replication.fuse_abi import ROOT_NODEID
 from hotpair.replication.objects_io import Object
 
@@ -40,7 +40,7 @@ class Node(Object):
         self.marks = marks
         self.data_fd = -1  # one descriptor for all reads, writes and flushes of a file while it is open
         self.opens = 0
-        self.unflushed = 0  # bytes written through data_fd since its last flush
+        self.unflushed = 0  # something was written through data_fd since its last flush: bytes, of large writes
         self.declared = -1  # the session in which the target was told where this object is
         self.orphan = False  # no name is left; the target does not have it any more
         self.has_set_id: bool | None = None  # None: not known

@@ -163,3 +163,22 @@ def is_reserved(directory_is_root: bool, name: bytes) -> bool:
 def kind_of(mode: int) -> int:
     """The type bits of a mode."""
     return stat.S_IFMT(mode)
+
+
+def largest_file(root_fd: int) -> int:
+    """The largest size in bytes that a file can have here, found by trying on a nameless file (ftruncate(2), EFBIG)."""
+    fd = os.open(b".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=root_fd)
+    try:
+        low, high = 0, (1 << 63) - 1
+        while low < high:
+            size = (low + high + 1) // 2
+            try:
+                os.ftruncate(fd, size)
+                low = size
+            except OSError as error:
+                if error.errno != errno.EFBIG:
+                    raise
+                high = size - 1
+        return low
+    finally:
+        os.close(fd)

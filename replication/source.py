@@ -26,9 +26,11 @@ from hotpair.replication.dirty_log_io import DirtyLog
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.fuse_abi import WRITE_PAYLOAD
 from hotpair.replication.fuse_io import Slot
-from hotpair.replication.limits import SEND_HIGH_WATER, WRITE_BACK_STEP
+from hotpair.replication.limits import SEND_HIGH_WATER
 from hotpair.replication.nodes import Node
 from hotpair.replication.transport_io import Connection
+from hotpair.replication.write_back_io import LARGE_WRITE, WriteBack
+from hotpair.replication.write_back_io import STEP as WRITE_BACK_STEP
 
 log = logging.getLogger("hotpair.replication")
 
@@ -74,7 +76,13 @@ class Source:
     """See the module's text. ``tap`` answers writes; the loop calls ``turn_end`` after each batch of requests."""
 
     def __init__(
-        self, dirty_log: DirtyLog, activity: ActivityLog, flushes: linux_io.FlushQueue, extent_size: int, durable: bool
+        self,
+        dirty_log: DirtyLog,
+        activity: ActivityLog,
+        flushes: linux_io.FlushQueue,
+        extent_size: int,
+        durable: bool,
+        largest_file: int,
     ) -> None:
         self.mode = FROZEN
         self.sequence = 0
@@ -88,6 +96,8 @@ class Source:
         self.log = dirty_log
         self.flushes = flushes
         self.shift = extent_size.bit_length() - 1
+        self.largest_file = largest_file  # bytes; a write beyond must not be sent, for the target would fail it
+        self.write_back = WriteBack()
         self.durable = durable  # durability = "disk": a write is acknowledged when it is on stable storage on both
         self.answer_write: Callable[[Slot], None]  # of the tap
         self.fail_write: Callable[[Slot, int], None]
@@ -111,6 +121,11 @@ class Source:
 
     def write(self, node: Node, offset: int, size: int, slot: Slot) -> None:
         """Write ``size`` bytes, which stand in the slot's memory from HEADER_END on, at ``offset`` of the file."""
+        if offset + size > self.largest_file:
+            if offset >= self.largest_file:
+                self.fail_write(slot, errno.EFBIG)
+                return
+            size = slot.size = self.largest_file - offset
         shift = self.shift
         extents = node.marks.extents
         first = offset >> shift
@@ -200,13 +215,16 @@ class Source:
         except OSError as error:
             self._write_failed(node, offset, size, slot, error)
             return False
-        before = node.unflushed
-        node.unflushed = before + size
+        if size >= LARGE_WRITE:
+            before = node.unflushed
+            node.unflushed = before + size
+            if before // WRITE_BACK_STEP != node.unflushed // WRITE_BACK_STEP:
+                self.write_back.start(node.data_fd)
+        else:
+            node.unflushed += 1
         if not node.touched:
             node.touched = True
             self._touched.add(node)
-        if before // WRITE_BACK_STEP != node.unflushed // WRITE_BACK_STEP:
-            linux_io.sync_file_range(node.data_fd, 0, 0, linux_io.SYNC_FILE_RANGE_WRITE)
         return True
 
     def _write_failed(self, node: Node, offset: int, size: int, slot: Slot, error: OSError) -> None:

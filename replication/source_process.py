@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gc
 import logging
 import os
 import select
@@ -42,7 +41,7 @@ from hotpair.replication.limits import (
 from hotpair.replication.link_io import Connector, Delivery
 from hotpair.replication.marks_message import decode_marks
 from hotpair.replication.nodes import Node
-from hotpair.replication.objects_io import ensure_identity, new_identity, open_root
+from hotpair.replication.objects_io import ensure_identity, largest_file, new_identity, open_root
 from hotpair.replication.process_io import boot_id, descriptor_limit, lock_state
 from hotpair.replication.reintegration import Reintegration
 from hotpair.replication.source import FROZEN, PRIM, REINTEGRATING, STOPPED, Mode, Source
@@ -83,6 +82,7 @@ class SourceProcess:
         fuse_io.check_kernel()
         self._root_fd = open_root(options.directory)
         self._record_path = os.path.join(options.state, "record")
+        self._largest_file = largest_file(self._root_fd)
         self._instance = new_identity()
         self._boot = boot_id()
         self._root_identity = ensure_identity(self._root_fd)
@@ -91,7 +91,12 @@ class SourceProcess:
         self._log, marks = self._open_log()
         self._activity = ActivityLog(marks, options.hot_extents)
         self.source = Source(
-            self._log, self._activity, self._flushes, options.extent_size, options.durability == "disk"
+            self._log,
+            self._activity,
+            self._flushes,
+            options.extent_size,
+            options.durability == "disk",
+            self._largest_file,
         )
         self.source.on_disk_failure = self._disk_failed
         self.source.sync_file_system = self._sync_file_system
@@ -151,8 +156,8 @@ class SourceProcess:
             return record
         if record.root != self._root_identity:
             raise WrongDirectory(
-                f"--dir {os.fsdecode(self.options.directory)} is not the directory of this module (its root has another "
-                "identity): is its disk mounted? Nothing was changed"
+                f"--dir {os.fsdecode(self.options.directory)} is not the directory of this module (its root has "
+                "another identity): is its disk mounted? Nothing was changed"
             )
         if record.inconsistent:
             raise BadConfiguration(
@@ -203,7 +208,6 @@ class SourceProcess:
         self._watch(self._flushes.fileno(), self.source.local_flushes_completed)
         self._watch(self._helper.fileno(), self._helped)
         self._connector.connect()
-        gc.freeze()
         poll = self._epoll.poll
         handlers = self._handlers
         source = self.source
@@ -322,6 +326,7 @@ class SourceProcess:
             "root": self._root_identity,
             "extent_size": self.options.extent_size,
             "durability": self.options.durability,
+            "largest_file": self._largest_file,
         }
         self.source.connection = connection
         self.source.out.clear()

@@ -38,5 +38,5 @@ class Spinner:
                 if self._credit < GIVE_UP:
                     self._credit += 1
                 return events
-        self._credit -= 2
+        self._credit -= 0
         return events

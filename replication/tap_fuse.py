@@ -421,7 +421,7 @@ class FuseTap:
         self._answer(ask[0], abi.LSEEK_OUT.pack(os.lseek(node.data_fd, offset, whence)))
 
     def _fallocate(self, ask: Ask) -> None:
-        slot, _, _, _, _, body = ask
+        slot, _, uid, _, _, body = ask
         number, offset, length, mode, _ = abi.FALLOCATE_IN.unpack_from(body)
         node = self.nodes.handles[number].node
         if mode & ~FALLOCATE_MODES:
@@ -433,7 +433,13 @@ class FuseTap:
             linux_io.fallocate(node.data_fd, mode, offset, length)
             node.unflushed += 1
             source.touch(node)
-            return self._content(node, (Kind.FALLOCATE, node.identity, mode, offset, length))
+            operations = self._content(node, (Kind.FALLOCATE, node.identity, mode, offset, length))
+            # There is no kill flag for fallocate: the kernel leaves it to us, and only root may keep the bits.
+            status = stat.S_IMODE(os.fstat(node.data_fd).st_mode)
+            if uid and status & SET_ID and _without_set_id(status) != status:
+                os.chmod(proc_path(node.data_fd), _without_set_id(status))
+                operations += self._content(node, attributes(node, _without_set_id(status)))
+            return operations
 
         shift = source.shift
         mark = Extents(node.identity, offset >> shift, (offset + length - 1) >> shift)
@@ -602,10 +608,11 @@ class FuseTap:
         self._answer_sized(slot, value, size)
 
     def _listxattr(self, ask: Ask) -> None:
-        slot, nodeid, _, _, _, body = ask
+        slot, nodeid, uid, _, _, body = ask
         size, _ = abi.GETXATTR_IN.unpack_from(body)
+        hidden = b"trusted." if uid else HIDDEN_XATTRS  # xattr(7): trusted attributes are shown to root only
         names = (os.fsencode(name) for name in os.listxattr(proc_path(self._fd(self._node(nodeid)))))
-        self._answer_sized(slot, b"".join(name + b"\0" for name in names if not name.startswith(HIDDEN_XATTRS)), size)
+        self._answer_sized(slot, b"".join(name + b"\0" for name in names if not name.startswith(hidden)), size)
 
     def _answer_sized(self, slot: Slot, value: bytes, size: int) -> None:
         if size == 0:
@@ -724,6 +731,7 @@ class FuseTap:
             self._remove_name(directory_fd, name, directory, node if last else None)
             if node is not None and last:
                 node.orphan = True
+                node.declared = -1  # the target has dropped it
                 removed.append(node)
             self._source.touch(parent)
             kind = Kind.RMDIR if directory else Kind.UNLINK
@@ -777,6 +785,7 @@ class FuseTap:
             if vanishes and replaced is not None and not flags:
                 self._rename_over(old_fd, old, new_fd, new, replaced)
                 replaced.orphan = True
+                replaced.declared = -1
             else:
                 linux_io.renameat2(old_fd, old, new_fd, new, flags)
             if moved is not None:

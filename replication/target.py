@@ -17,7 +17,7 @@ from typing import Any, Final
 from hotpair.replication import frames, linux_io, tree_io
 from hotpair.replication.errors import ProtocolError, TargetFailed
 from hotpair.replication.frames import LENGTH, Kind
-from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, RECEIVE_BUFFER, WRITE_BACK_STEP
+from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, RECEIVE_BUFFER
 from hotpair.replication.objects_io import (
     Descriptors,
     Object,
@@ -28,6 +28,8 @@ from hotpair.replication.objects_io import (
 )
 from hotpair.replication.transport_io import Connection
 from hotpair.replication.tree_io import Description
+from hotpair.replication.write_back_io import LARGE_WRITE, WriteBack
+from hotpair.replication.write_back_io import STEP as WRITE_BACK_STEP
 
 log = logging.getLogger("hotpair.replication")
 
@@ -60,6 +62,7 @@ class Target:
     ) -> None:
         self.root_fd = root_fd
         self.flushes = flushes
+        self.write_back = WriteBack()
         self.durable = durable
         self.descriptors = Descriptors(root_fd, descriptor_limit)
         self.root = Replica(
@@ -182,10 +185,13 @@ class Target:
                             self._write_rest(item, buffer[body + written : after], offset + written)
                     except OSError as error:
                         self._fail(sequence, error)
-                    before = item.unflushed
-                    item.unflushed = before + count
-                    if before // WRITE_BACK_STEP != item.unflushed // WRITE_BACK_STEP:
-                        linux_io.sync_file_range(item.data_fd, 0, 0, linux_io.SYNC_FILE_RANGE_WRITE)
+                    if count >= LARGE_WRITE:
+                        before = item.unflushed
+                        item.unflushed = before + count
+                        if before // WRITE_BACK_STEP != item.unflushed // WRITE_BACK_STEP:
+                            self.write_back.start(item.data_fd)
+                    else:
+                        item.unflushed += 1
                     self.applied = sequence
                     start = after
                 else:

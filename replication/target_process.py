@@ -35,6 +35,7 @@ from hotpair.replication.objects_io import (
     IDENTITY_SIZE,
     PRIVATE_NAME,
     ensure_identity,
+    largest_file,
     new_identity,
     open_root,
     write_identity,
@@ -73,6 +74,7 @@ class TargetProcess:
         self._root_identity = ensure_identity(self._root_fd)
         self._record_path = os.path.join(options.state, "record")
         self._log_path = os.path.join(options.state, "dirty-log")
+        self._largest_file = largest_file(self._root_fd)
         self._instance = new_identity()
         self._boot = boot_id()
         self.record = self._load_record()
@@ -237,6 +239,12 @@ class TargetProcess:
             return (
                 f"it has durability {hello.get('durability')!r}, this server {self.options.durability!r}: "
                 "give both the same --durability"
+            )
+        largest = hello.get("largest_file")
+        if type(largest) is not int or largest > self._largest_file:
+            return (
+                f"its file system holds files of {largest} bytes, the one of this server only {self._largest_file}: "
+                "use the same file system, with the same block size, on both servers"
             )
         if self.record is None:
             entries = [name for name in os.listdir(self._root_fd) if os.fsencode(name) != PRIVATE_NAME]

@@ -171,14 +171,14 @@ class TlsFiles:
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.check_hostname = False  # servers are known by their certificate, not by a name in a directory
         context.verify_mode = ssl.CERT_REQUIRED
-        for path, load in (
-            (self.certificate, lambda: context.load_cert_chain(self.certificate, self.key)),
-            (self.authority, lambda: context.load_verify_locations(self.authority)),
-        ):
-            try:
-                load()
-            except (OSError, ssl.SSLError) as error:
-                raise BadConfiguration(f"TLS: cannot use {path}: {error.strerror or error}") from error
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+        except (OSError, ssl.SSLError) as error:
+            raise BadConfiguration(f"TLS: cannot use {self.certificate} with {self.key}: {error}") from error
+        try:
+            context.load_verify_locations(self.authority)
+        except (OSError, ssl.SSLError) as error:
+            raise BadConfiguration(f"TLS: cannot use {self.authority}: {error}") from error
         return context
 
 

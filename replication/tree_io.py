@@ -84,8 +84,9 @@ def _give_to(fd: int, directory_fd: int, uid: int, gid: int) -> None:
     before = os.fstat(fd)
     inherits = os.fstat(directory_fd).st_mode & stat.S_ISGID
     linux_io.fchownat_empty(fd, uid, -1 if inherits else gid)
-    if before.st_mode & (stat.S_ISUID | stat.S_ISGID) and stat.S_ISREG(before.st_mode):
-        os.chmod(proc_path(fd), stat.S_IMODE(before.st_mode))  # chown clears the set-id bits of a file
+    kind = stat.S_IFMT(before.st_mode)
+    if before.st_mode & (stat.S_ISUID | stat.S_ISGID) and kind not in (stat.S_IFDIR, stat.S_IFLNK):
+        os.chmod(proc_path(fd), stat.S_IMODE(before.st_mode))  # chown has cleared the set-id bits
 
 
 def _remove(directory_fd: int, name: bytes, kind: int) -> None:

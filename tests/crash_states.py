@@ -188,11 +188,16 @@ def _variants(durable: bytes, changes: list[Write | Resize]) -> list[bytes]:
     return list(dict.fromkeys(found))
 
 
+class ProcessDied(Exception):
+    """The process was killed before this call."""
+
+
 class RecordingFiles:
     """Stands in for OsFiles of record_io and dirty_log_io. Paths are those of files in one directory.
 
     `fail`: the next call with this label raises this errno. `short`: the next pwrite with one of these labels writes
-    half. `skip`: flushes with these labels do nothing and say that all is well, for showing that the checks notice.
+    half. `die_before`: the process is killed there. `skip`: flushes with these labels do nothing and say that all is
+    well, for showing that the checks notice.
     """
 
     def __init__(self, disk: Disk | None = None, skip: frozenset[str] = frozenset()) -> None:
@@ -203,6 +208,7 @@ class RecordingFiles:
         self.skip = skip
         self.fail: dict[str, int] = {}
         self.short: set[str] = set()
+        self.die_before: str | None = None
         self._open: dict[int, int | None] = {}  # descriptor -> inode, None for the directory
         self._next = 100
 
@@ -235,7 +241,7 @@ class RecordingFiles:
 
     def close(self, label: str, fd: int) -> None:
         self._called(label)
-        del self._open[fd]
+        self._open.pop(fd, None)
 
     def size(self, label: str, fd: int) -> int:
         self._called(label)
@@ -277,6 +283,9 @@ class RecordingFiles:
 
     def _called(self, label: str) -> None:
         self.labels.append(label)
+        if label == self.die_before:
+            self.die_before = None
+            raise ProcessDied(label)
         if label in self.fail:
             code = self.fail.pop(label)
             raise OSError(code, os.strerror(code))

@@ -8,7 +8,7 @@
 
 Nothing is left behind: every process carries a mark in its environment by which it and what it started are found
 again, mounts below the base directory are aborted and taken away, and the port is held by a lock that the kernel
-drops with the process.
+drops with the process. If the test itself is killed, a janitor process (this module as a program) does the rest.
 """
 
 import os
@@ -80,7 +80,7 @@ class MirrorProcess:
         self.role = role
         self.log_path = log_path
         self._ready = threading.Event()  # set by ``ready`` and by the end of the output
-        self._said_ready = False
+        self.said: list[str] = []  # every line of its standard output
         with open(log_path, "ab") as log:
             log.write(f"--- {role}: {' '.join(arguments)}\n".encode())
             log.flush()
@@ -102,8 +102,8 @@ class MirrorProcess:
         with open(self.log_path, "ab", buffering=0) as log:
             for line in output:
                 log.write(line)
-                if line.strip() == b"ready":
-                    self._said_ready = True
+                self.said.append(line.decode(errors="replace").strip())
+                if self.said[-1] == "ready":
                     self._ready.set()
         self._ready.set()
 
@@ -111,7 +111,7 @@ class MirrorProcess:
         """Return when the process has printed ``ready``; RuntimeError when it ends or takes too long."""
         if not self._ready.wait(timeout_s):
             raise RuntimeError(f"{self.role} not ready within {timeout_s} s")
-        if not self._said_ready:
+        if "ready" not in self.said:
             raise RuntimeError(f"{self.role} ended before it was ready")
 
     @property
@@ -210,6 +210,12 @@ class MirrorPair:
         self.mount = self.source_dir
         for directory in (self.source_dir, self.target_dir, self.source_state, self.target_state):
             os.mkdir(directory)
+        self._janitor = subprocess.Popen(
+            [sys.executable, "-m", "tests.mirror_pair", self.mark, self.base],
+            stdin=subprocess.PIPE,
+            cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+            start_new_session=True,
+        )
         self._port = ReservedPort()
         self.source_arguments = list(source_arguments)
         self.target_arguments = list(target_arguments)
@@ -247,6 +253,21 @@ class MirrorPair:
         """Start both sides, the target first."""
         self.start_target()
         self.start_source()
+
+    @property
+    def running(self) -> bool:
+        """Whether both sides have been started and have not ended."""
+        return all(process is not None and process.running for process in (self.source, self.target))
+
+    def troubles(self) -> list[str]:
+        """What the sides have said about a lost link since they were ready, or that they have ended."""
+        found = []
+        for process in (self.source, self.target):
+            if process is not None:
+                said = process.said[process.said.index("ready") :]
+                found += [f"{process.role}: {line}" for line in said if line.startswith("link lost")]
+                found += [] if process.running else [f"{process.role}: has ended"]
+        return found
 
     def _stop(self, process: MirrorProcess) -> None:
         process.signal(signal.SIGTERM)
@@ -329,20 +350,11 @@ class MirrorPair:
             if process is not None:
                 self._end(process)
         self.source = self.target = None
-        self._end_leftovers()
-        abort_mounts_below(self.base)
-        assert not mounts_below(self.base)
-        shutil.rmtree(self.base)
+        leave_nothing(self.mark, self.base)
         self._port.close()
-
-    def _end_leftovers(self) -> None:
-        """End what our processes have left running (a keeper, a helper), by its mark, process by process."""
-        deadline = time.monotonic() + KILL_TIMEOUT_S
-        while processes := processes_marked(self.mark):
-            for number in processes:
-                end_process(number, KILL_TIMEOUT_S)
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"processes that cannot be ended: {processes}")
+        assert self._janitor.stdin is not None
+        self._janitor.stdin.close()
+        self._janitor.wait(KILL_TIMEOUT_S)
 
     def __enter__(self) -> "MirrorPair":
         return self
@@ -370,3 +382,23 @@ def end_process(number: int, timeout_s: float) -> None:
         return
     finally:
         os.close(identifier)
+
+
+def leave_nothing(mark: str, base: str) -> None:
+    """End the marked processes (a keeper, a helper), one by one, and remove mounts and files below the base."""
+    abort_mounts_below(base)
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while processes := processes_marked(mark):
+        for number in processes:
+            end_process(number, KILL_TIMEOUT_S)
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"processes that cannot be ended: {processes}")
+    abort_mounts_below(base)
+    assert not mounts_below(base)
+    if os.path.exists(base):
+        shutil.rmtree(base)
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()  # ends with the test, however it ends
+    leave_nothing(*sys.argv[1:])

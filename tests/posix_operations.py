@@ -64,7 +64,8 @@ def pattern(length: int, fill: int) -> bytes:
 class Operations:
     """One side's open files and what can be done with them; each public method is one operation."""
 
-    def __init__(self) -> None:
+    def __init__(self, home: bytes) -> None:
+        self._home = home
         self._open: dict[int, int] = {}
         self._preallocated: set[int] = set()
 
@@ -302,6 +303,10 @@ class Operations:
     def chdir(self, path: bytes) -> None:
         os.chdir(path)
 
+    def go_home(self) -> None:
+        """To the side's own directory, where the examples are."""
+        os.chdir(self._home)
+
     # --- extended attributes (ACLs are two of them) -------------------------------------------------------------
 
     def setxattr(self, path: bytes, name: bytes, value: bytes, flags: int = 0, follow: bool = True) -> None:
@@ -338,12 +343,12 @@ class Operations:
 
     def _describe_open(self, descriptor: int, names: dict[int, str]) -> tuple[Any, ...]:
         status = os.fstat(descriptor)
-        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_APPEND | os.O_PATH)
+        flags = fcntl.fcntl(descriptor, fcntl.F_GETFL) & (os.O_ACCMODE | os.O_APPEND | os.O_PATH | os.O_DIRECT)
         content: str = ""
         position = None
         if stat.S_ISREG(status.st_mode) and not flags & os.O_PATH:
             position = os.lseek(descriptor, 0, os.SEEK_CUR)
-            if flags & os.O_ACCMODE != os.O_WRONLY:
+            if flags & os.O_ACCMODE != os.O_WRONLY and not flags & os.O_DIRECT:
                 content = content_digest(descriptor)
                 os.lseek(descriptor, position, os.SEEK_SET)  # SEEK_DATA has moved it
         name = names.setdefault(status.st_ino, f"no name {len(names)}")
@@ -366,10 +371,10 @@ class Operations:
             while (entry := stream.read()) is not None:
                 seen.append(entry[0])
                 number = len(seen)
-                for name in (b"goes-%03d" % (number - 1), b"goes-%03d" % (300 - number)):
+                for name in (b"goes-%03d" % (number - 1), b"goes-%03d" % (150 - number)):
                     if os.path.lexists(path + b"/" + name):
                         os.unlink(path + b"/" + name)
-                if number < 300:
+                if number < 150:
                     os.close(os.open(path + b"/made-%03d" % number, os.O_CREAT | os.O_WRONLY))
         twice = sorted({name for name in seen if seen.count(name) > 1})
         return sorted(staying - set(seen)), twice

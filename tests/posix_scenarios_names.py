@@ -318,10 +318,10 @@ def long_paths(both: BothSides) -> None:
 @scenario
 def many_entries(both: BothSides) -> None:
     both.ok("mkdir", path=b"d")
-    for number in range(400):
+    for number in range(300):
         make_file(both, b"d/%03d-%s" % (number, b"x" * (number % 200)), length=0)
-    assert len(both.ok("listdir", path=b"d")) == 402
-    for number in range(0, 400, 3):
+    assert len(both.ok("listdir", path=b"d")) == 302
+    for number in range(0, 300, 3):
         both.ok("unlink", path=b"d/%03d-%s" % (number, b"x" * (number % 200)))
     both.ok("listdir", path=b"d")
 
@@ -329,7 +329,7 @@ def many_entries(both: BothSides) -> None:
 @scenario
 def listing_while_changing(both: BothSides) -> None:
     both.ok("mkdir", path=b"d")
-    for number in range(300):
+    for number in range(150):
         make_file(both, b"d/stays-%03d" % number, length=0)
         make_file(both, b"d/goes-%03d" % number, length=0)
     assert both.ok("list_while_changing", path=b"d") == ([], [])
@@ -339,7 +339,7 @@ def listing_while_changing(both: BothSides) -> None:
 @scenario
 def positions_in_a_directory(both: BothSides) -> None:
     both.ok("mkdir", path=b"d")
-    for number in range(300):
+    for number in range(150):
         make_file(both, b"d/%03d" % number, length=0)
     assert both.ok("list_by_positions", path=b"d") == []
 
@@ -357,7 +357,7 @@ def listing_sees_what_was_made_after_opening(both: BothSides) -> None:
 
 @scenario
 def many_creations_and_removals(both: BothSides) -> None:
-    for number in range(100):
+    for number in range(30):
         make_file(both, b"a", number)
         both.ok("link", old=b"a", new=b"b")
         both.ok("rename", old=b"b", new=b"c")

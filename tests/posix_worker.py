@@ -216,8 +216,8 @@ def main(fault: str, root: str) -> None:
     # Here, not above: the driver imports this module for its types, and tests import it only below ``tests``.
     from tests.posix_operations import Operations
 
-    operations = Operations()
-    os.chdir(root)
+    operations = Operations(os.fsencode(root))
+    operations.go_home()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.setgroups([])
 

@@ -26,13 +26,24 @@ from hotpair.replication.dirty_log import (
     generation,
 )
 from hotpair.replication.dirty_log_io import DirtyLog, DirtyLogFailed
-from tests.crash_states import Disk, Image, RecordingFiles, Resize, Write, crash_states
+from tests.crash_states import Disk, Image, ProcessDied, RecordingFiles, Resize, Write, crash_states
 
 RECORD, LOG = "state/record", "state/dirty.log"
 SHIFT, STEP = 22, 4096
 FILES = [bytes([number]) * 16 for number in (1, 2, 3)]
 EXTENTS = 48  # looked at in each file: more than the longest mark that is kept extent by extent
-STORIES = int(os.environ.get("HOTPAIR_CRASH_STORIES", "24"))
+STORIES = int(os.environ.get("HOTPAIR_CRASH_STORIES", "8"))
+
+DEATHS = [
+    "log.commit.flush",
+    "log.new.write",
+    "log.new.flush",
+    "log.new.rename",
+    "log.directory.flush",
+    "record.new.write",
+    "record.rename",
+    "record.directory.flush",
+]
 
 Extent = tuple[bytes, int]
 
@@ -74,6 +85,7 @@ class Story:
         self.record = Record(
             generation=self.id(), last_role="PRIM", in_sync=True, boot="boot", configuration=b"digest", root=self.id()
         )
+        self.next_record = self.record
         self.reported: set[Extent] = set()
         self.changed: set[Extent] = set()
         self.changed_since_flush: set[Extent] | None = None
@@ -105,7 +117,7 @@ class Story:
 
     def run(self, steps: int = 20) -> RecordingFiles:
         actions = [self.writes, self.writes, self.commit, self.commit, self.evict, self.compact, self.restart]
-        actions.append(self.dies_in_commit)
+        actions.append(self.dies_somewhere)
         moment = self.random.randrange(steps)
         for step in range(steps):
             self.random.choice(actions)()
@@ -220,6 +232,7 @@ class Story:
             self.store(replace(self.record, log_counter=self.log.counter))
 
     def store(self, record: Record) -> None:
+        self.next_record = record
         self.promise(self.record, record)
         record_io.store(RECORD, record, self.files)
         self.record = record
@@ -245,16 +258,23 @@ class Story:
         elif not self.record_before_log:
             self.store(alone)
 
-    def dies_in_commit(self) -> None:
-        self.log.begin_commit()
+    def dies_somewhere(self) -> None:
+        self.files.die_before = self.random.choice(DEATHS)
+        try:
+            self.commit()
+            self.compact()
+        except ProcessDied:
+            pass
         self.restart()
 
     def restart(self) -> None:
         """The process is killed; the page cache stays, whether flushed or not."""
         self.files.process_dies()
         frozen, self.staged, self.waiting = self.activity.frozen, [], []
+        self.files.die_before, self.changed_since_flush = None, None
         loaded = record_io.load(RECORD, self.files)
-        assert loaded == self.record
+        assert loaded is not None and loaded in (self.record, self.next_record)
+        self.record = loaded
         self.log, recovered = DirtyLog.open(LOG, self.record, extent_shift=SHIFT, files=self.files, step=STEP)
         self.reported = coverage(recovered.marks)
         self.activity = ActivityLog(recovered.marks, limit=8)

@@ -305,6 +305,7 @@ TABLE = [
     (G, STRANGER, Rule.UNRELATED, NOBODY, Copying.FULL),
     (ALONE, replace(OTHER_ALONE, solo=False), Rule.UNRELATED, NOBODY, Copying.FULL),
     (replace(ALONE, base=None), replace(OTHER_ALONE, base=None), Rule.UNRELATED, NOBODY, Copying.FULL),
+    (ALONE, replace(G, ancestors=(named("h"),)), Rule.UNRELATED, NOBODY, Copying.FULL),
     (ALONE, replace(G, base=named("h")), Rule.UNRELATED, NOBODY, Copying.FULL),
 ]
 
@@ -365,7 +366,7 @@ related = st.none() | st.builds(
 sides = st.sampled_from(Side)
 
 
-@settings(max_examples=1500)
+@settings(max_examples=500)
 @given(related, related, st.booleans(), st.booleans(), st.sampled_from([ME, PEER]), sides, sides)
 def test_both_servers_come_to_the_same_verdict(
     mine: Record | None,

@@ -18,6 +18,7 @@ READ_LIMIT = 256 << 20  # bytes of data in one file: more is a mistake of the te
 
 IDENTITY_ATTRIBUTE = "trusted.hotpair.id"
 OWN_ATTRIBUTES = "trusted.hotpair."
+OWN_FOLDER = b".hotpair"  # at the top of each copy: orphans and trash, each side's own business
 
 
 class Found(NamedTuple):
@@ -134,6 +135,8 @@ def read_copy(root: bytes) -> tuple[dict[bytes, Copy], dict[int, set[bytes]]]:
     try:
         top = Found(b".", directory, b".", os.fstat(directory))
         for found in itertools.chain([top], walk(directory)):
+            if found.path == OWN_FOLDER or found.path.startswith(OWN_FOLDER + b"/"):
+                continue
             status = found.status
             links[status.st_ino].add(found.path)
             attributes = attributes_of(path_below(found.directory, found.name))

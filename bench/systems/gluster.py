@@ -6,7 +6,7 @@ from pathlib import Path
 
 from bench.mounts import is_mounted, unmount
 from bench.process import BenchError, Child, command, wait_until
-from bench.systems.base import Abilities
+from bench.systems.base import DATA, Abilities
 
 VOLUME = "vm"
 STATE = Path("/var/lib/glusterd")
@@ -23,7 +23,7 @@ mount --bind "$1" /var/lib/glusterd && mount --bind "$2" /var/log/glusterfs && e
 
 class Gluster:
     name = "gluster"
-    abilities = Abilities()
+    abilities = Abilities(files=frozenset({DATA}))
 
     def __init__(self) -> None:
         self._servers: list[Child] = []

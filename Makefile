@@ -1,0 +1,64 @@
+# The two commands a newcomer needs: make test, and make demo once there is one. Everything else is for developers.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TEST_PACKAGES := fio attr acl postgresql sqlite3 iproute2 openssl
+BENCH_PACKAGES := fio glusterfs-server glusterfs-client qemu-system-x86 qemu-utils qemu-block-extra gcc libc6-dev openssl iproute2
+SOURCES := pyproject.toml $(shell find hotpair actors cluster replication hyperv -name '*.py')
+
+.PHONY: test lint types unit packages bench-packages bench torture mutants clean
+
+test: packages lint types unit
+
+# Debian packages, where that is possible: root, and apt. The tests that need one say so when it is missing.
+packages: $(VENV)/packages
+$(VENV)/packages: $(VENV)/installed
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  missing=$$(for p in $(TEST_PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	  if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi; \
+	else echo "not root, or no apt: system packages are not installed ($(TEST_PACKAGES))"; fi
+	@touch $@
+
+bench-packages: $(VENV)/installed
+	@missing=$$(for p in $(BENCH_PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi
+
+# Debian splits venv from python; without it the environment is made with what there is
+$(VENV)/created:
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { apt-get update -qq && apt-get install -y -qq python3-venv python3-pip; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check "setuptools>=77,<85" wheel
+	@touch $@
+
+$(VENV)/dependencies: pyproject.toml | $(VENV)/created
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation ".[dev]"
+	@touch $@
+
+# The package itself, installed and not linked: what the tests and mypy see is what users get
+$(VENV)/installed: $(SOURCES) | $(VENV)/created $(VENV)/dependencies
+	$(BIN)/pip install -q --disable-pip-version-check --no-build-isolation --no-deps --force-reinstall .
+	@rm -rf build *.egg-info
+	@touch $@
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/installed
+	$(BIN)/mypy -p hotpair
+
+unit: $(VENV)/installed packages
+	$(BIN)/pytest
+
+bench: bench-packages
+	$(BIN)/python -P -m bench $(BENCH_ARGUMENTS)
+
+torture: $(VENV)/installed packages
+	$(BIN)/pytest tests/torture.py -m long -o timeout=86400 $(TORTURE_ARGUMENTS)
+
+mutants: $(VENV)/installed packages
+	$(BIN)/python tests/mutants.py $(MUTANT_ARGUMENTS)
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
