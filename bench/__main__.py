@@ -72,7 +72,20 @@ def _workload_names() -> list[str]:
 def _run_in_namespaces(parent: str) -> int:
     """Start this command again where mounts, processes, networks and shared memory end with it."""
     directory = Path(tempfile.mkdtemp(prefix="hotpair-bench-", dir=parent))
-    spaces = ["unshare", "--mount", "--net", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    # When this process is killed, the kernel ends the one inside, and with it everything in its namespaces.
+    spaces = [
+        "setpriv",
+        "--pdeathsig",
+        "KILL",
+        "unshare",
+        "--mount",
+        "--net",
+        "--ipc",
+        "--pid",
+        "--fork",
+        "--kill-child",
+        "--mount-proc",
+    ]
     line = [*spaces, sys.executable, "-m", "bench", *sys.argv[1:], INSIDE, str(directory)]
     process: subprocess.Popen[bytes] | None = None
 

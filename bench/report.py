@@ -109,10 +109,10 @@ def _resync(resync: dict[str, Any]) -> Table:
         sent = ", ".join(f"{key.removesuffix('_bytes')} {back[key] / 1e6:.1f} MB" for key in back if key != "seconds")
         table.add_row("reintegration of 1 %", f"{sent}, in {back['seconds']:.2f} s")
     if p99 := resync.get("p99"):
+        during = "not measured" if p99["during_us"] is None else f"{p99['during_us']:.0f} us"
         ends = ", ".join(p99["states_at_the_end"])
         table.add_row(
-            "4k-qd1 p99",
-            f"without {p99['without_us']:.0f} us, during {p99['during_us']:.0f} us ({ends} when the writes ended)",
+            "4k-qd1 p99", f"without {p99['without_us']:.0f} us, during {during} (when the writes ended: {ends})"
         )
     return table
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from bench import fio
 from bench.compare import differences, flush
 from bench.copying import disk_copy_s, loopback_copy_s
-from bench.measure import descendants, read_bytes
+from bench.measure import descendants, loopback_bytes, read_bytes
 from bench.process import BenchError, command
 from bench.results import Results
 from bench.runner import Plan
@@ -106,13 +106,15 @@ def _reintegrations(plan: Plan, directory: Path, results: Results, pair: Hotpair
         latencies: dict[str, list[float]] = {"without": [], "during": []}
         states: list[str] = []
         for _ in range(plan.rounds):
-            latencies["without"].append(_p99_us(plan, pair, directory))
+            latencies["without"].append(_settled_p99_us(plan, pair, directory))
             state = _measure_meanwhile(plan, pair, directory, extents, blocks, latencies["during"])
             states.append(state)
-            latencies["without"].append(_p99_us(plan, pair, directory))
+            latencies["without"].append(_settled_p99_us(plan, pair, directory))
+        during = [each for each, state in zip(latencies["during"], states, strict=True) if state == "REINTEGRATING"]
         results.resync["p99"] = {
             "without_us": statistics.median(latencies["without"]),
-            "during_us": statistics.median(latencies["during"]),
+            # What was measured beside a reintegration that ended meanwhile does not count.
+            "during_us": statistics.median(during) if during else None,
             "all_us": latencies,
             "states_at_the_end": states,
         }
@@ -141,9 +143,10 @@ def _reintegrate(
     pair.control("go_alone")
     pair.wait_state("ALONE", STATE_TIMEOUT_S)
     changed = _change(pair.first / FILE, plan.sizes.resync, extents, blocks)
-    sent = int(pair.control("status")["sent_bytes"])
     pids = descendants(pair.pid("source"))
     read = sum(map(read_bytes, pids))
+    # Counted by the kernel, not by hotpair; nothing else runs in this network namespace.
+    sent = loopback_bytes()
     since = time.monotonic()
     pair.start_target()
     meanwhile()
@@ -153,7 +156,7 @@ def _reintegrate(
         "changed_bytes": blocks * BLOCK_BYTES,
         "changed_extents_bytes": changed * EXTENT_BYTES,
         "file_bytes": plan.sizes.resync,
-        "sent_bytes": int(pair.control("status")["sent_bytes"]) - sent,
+        "sent_bytes": loopback_bytes() - sent,
         "source_read_bytes": sum(map(read_bytes, descendants(pair.pid("source")))) - read,
         "target_read_bytes": sum(map(read_bytes, descendants(pair.pid("target")))),
         "seconds": elapsed,
@@ -179,6 +182,12 @@ def _change(path: Path, size: int, extents: int, blocks: int) -> int:
     finally:
         os.close(descriptor)
     return len(hit)
+
+
+def _settled_p99_us(plan: Plan, pair: Hotpair, directory: Path) -> float:
+    for copy in pair.copies():
+        flush(copy)
+    return _p99_us(plan, pair, directory)
 
 
 def _p99_us(plan: Plan, pair: Hotpair, directory: Path) -> float:

@@ -352,12 +352,12 @@ class FuseTap:
         return abi.OPEN_OUT.pack(handle, flags, 0)
 
     def _open(self, ask: Ask) -> None:
-        slot, nodeid, _, _, _, body = ask
+        slot, nodeid, _, gid, _, body = ask
         node = self._node(nodeid)
         _, open_flags = abi.OPEN_IN.unpack_from(body)
         self._open_data(node)
         if open_flags & abi.OPEN_KILL_SUIDGID:
-            self._clear_set_id(node, lambda _: self._answer(slot, self._open_answer(node)))
+            self._clear_set_id(node, gid, lambda _: self._answer(slot, self._open_answer(node)))
         else:
             self._answer(slot, self._open_answer(node))
 
@@ -421,7 +421,7 @@ class FuseTap:
         self._answer(ask[0], abi.LSEEK_OUT.pack(os.lseek(node.data_fd, offset, whence)))
 
     def _fallocate(self, ask: Ask) -> None:
-        slot, _, uid, _, _, body = ask
+        slot, _, uid, gid, _, body = ask
         number, offset, length, mode, _ = abi.FALLOCATE_IN.unpack_from(body)
         node = self.nodes.handles[number].node
         if mode & ~FALLOCATE_MODES:
@@ -435,10 +435,11 @@ class FuseTap:
             source.touch(node)
             operations = self._content(node, (Kind.FALLOCATE, node.identity, mode, offset, length))
             # There is no kill flag for fallocate: the kernel leaves it to us, and only root may keep the bits.
-            status = stat.S_IMODE(os.fstat(node.data_fd).st_mode)
-            if uid and status & SET_ID and _without_set_id(status) != status:
-                os.chmod(proc_path(node.data_fd), _without_set_id(status))
-                operations += self._content(node, attributes(node, _without_set_id(status)))
+            status = os.fstat(node.data_fd)
+            cleared = _without_set_id(status, gid)
+            if uid and cleared != stat.S_IMODE(status.st_mode):
+                os.chmod(proc_path(node.data_fd), cleared)
+                operations += self._content(node, attributes(node, cleared))
             return operations
 
         shift = source.shift
@@ -476,7 +477,7 @@ class FuseTap:
             marks.append(Extents(node.identity, first, TO_END))
 
         def perform() -> list[Operation]:
-            return self._apply_attributes(node, values)
+            return self._apply_attributes(node, values, ask[2], ask[3])
 
         def answer() -> bytes:
             fd = node.data_fd if node.data_fd >= 0 else self._fd(node)
@@ -484,7 +485,9 @@ class FuseTap:
 
         self._source.change(self._marks(node, *marks), perform, self._finisher(slot, answer))
 
-    def _apply_attributes(self, node: Node, values: tuple[int, ...]) -> list[Operation]:
+    def _apply_attributes(
+        self, node: Node, values: tuple[int, ...], caller_uid: int, caller_gid: int
+    ) -> list[Operation]:
         valid, _, _, size, _, atime, mtime, _, atime_nsec, mtime_nsec, _, mode, _, uid, gid, _ = values
         fd = self._fd(node)
         path = proc_path(fd)
@@ -492,8 +495,9 @@ class FuseTap:
         operations: list[Operation] = []
         if valid & (abi.FATTR_UID | abi.FATTR_GID):
             linux_io.fchownat_empty(fd, uid if valid & abi.FATTR_UID else -1, gid if valid & abi.FATTR_GID else -1)
-        if valid & abi.FATTR_KILL_SUIDGID and not valid & abi.FATTR_MODE and before.st_mode & SET_ID:
-            os.chmod(path, _without_set_id(stat.S_IMODE(os.fstat(fd).st_mode)))
+        by_root = valid & (abi.FATTR_UID | abi.FATTR_GID) and not caller_uid  # then chown itself does what is right
+        if valid & abi.FATTR_KILL_SUIDGID and not valid & abi.FATTR_MODE and before.st_mode & SET_ID and not by_root:
+            os.chmod(path, _without_set_id(before, caller_gid))  # by the group that it had
         if valid & abi.FATTR_MODE:
             os.chmod(path, stat.S_IMODE(mode))
             node.has_set_id = None
@@ -528,18 +532,19 @@ class FuseTap:
             )
         return operations
 
-    def _clear_set_id(self, node: Node, done: Callable[[OSError | None], None]) -> None:
+    def _clear_set_id(self, node: Node, gid: int, done: Callable[[OSError | None], None]) -> None:
         """Clear set-user-id and set-group-id as the kernel asks for it (HANDLE_KILLPRIV_V2), on both copies."""
-        mode = stat.S_IMODE(os.fstat(self._fd(node)).st_mode)
-        node.has_set_id = False
-        if not mode & SET_ID or _without_set_id(mode) == mode:
+        status = os.fstat(self._fd(node))
+        node.has_set_id = bool(status.st_mode & SET_ID)
+        if _without_set_id(status, gid) == stat.S_IMODE(status.st_mode):
             done(None)
             return
 
         def perform() -> list[Operation]:
             fd = self._fd(node)
-            cleared = _without_set_id(stat.S_IMODE(os.fstat(fd).st_mode))
+            cleared = _without_set_id(os.fstat(fd), gid)
             os.chmod(proc_path(fd), cleared)
+            node.has_set_id = None
             return self._content(node, attributes(node, cleared))
 
         self._source.change(self._marks(node, Metadata(node.identity)), perform, done)
@@ -552,7 +557,7 @@ class FuseTap:
                 self._error(slot, error.errno or errno.EIO)
 
         try:
-            self._clear_set_id(node, go_on)
+            self._clear_set_id(node, in_header(slot.memory)[5], go_on)
         except OSError as error:
             self._error(slot, error.errno or errno.EIO)
 
@@ -905,10 +910,14 @@ def _name(body: memoryview) -> bytes:
     return bytes(body).rstrip(b"\0")
 
 
-def _without_set_id(mode: int) -> int:
-    """A mode as the kernel leaves it after a write: set-group-id stays where it means mandatory locking."""
-    mode &= ~stat.S_ISUID
-    if mode & stat.S_IXGRP:
+def _without_set_id(status: os.stat_result, gid: int) -> int:
+    """The permissions that a change by a caller without CAP_FSETID leaves (fs/attr.c, setattr_should_drop_suidgid).
+
+    Set-group-id without group execute stays for members of the group. Only the caller's effective group is known
+    here, so that a member by a supplementary group loses it too: the safe side.
+    """
+    mode = stat.S_IMODE(status.st_mode) & ~stat.S_ISUID
+    if mode & stat.S_IXGRP or gid != status.st_gid:
         mode &= ~stat.S_ISGID
     return mode
 

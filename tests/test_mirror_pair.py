@@ -71,7 +71,6 @@ def test_killed_test_leaves_nothing_behind() -> None:
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER],
         cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}"},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

@@ -99,6 +99,8 @@ def copy_of_target(place: Place) -> str:
 @pytest.mark.parametrize("mode", JOURNAL_MODES)
 def test_sqlite_ledger(place: Place, mode: str) -> None:
     """Two writers at once; the ledger is complete on the mount, and the copies are the same."""
+    maker = sqlite_writer(place, mode, 0, 0)  # SQLite does not wait for a lock when it changes the journal mode
+    maker.wait_end(60)
     writers = [sqlite_writer(place, mode, first, 60) for first in (0, 100_000)]
     for writer in writers:
         writer.wait_end(120)
@@ -210,6 +212,8 @@ def test_postgresql_ledger_survives_the_source(place: Place) -> None:
     acknowledged = [number for writer in writers for number in writer.acknowledged]
     assert len(acknowledged) >= 400
     server = Postgres(place, f"{copy_of_target(place)}/postgres")
+    # It names a process of the lost server; here that number may belong to somebody else.
+    os.unlink(f"{server.data}/postmaster.pid")
     try:
         server.start()
         found = [int(line) for line in server.query("SELECT number FROM ledger;")]
