@@ -59,6 +59,15 @@ class Operation(NamedTuple):
     fields: tuple[Any, ...]
 
 
+class PartlyApplied(Exception):
+    """A change of several steps failed after the first: what was done is sent all the same, then the error answered."""
+
+    def __init__(self, error: OSError, operations: list[Operation]) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.operations = operations
+
+
 class FlushWait:
     """A flush under way on one or both copies."""
 
@@ -270,6 +279,10 @@ class Source:
             self.turn_end()
         try:
             operations = perform()
+        except PartlyApplied as partly:
+            error = partly.error
+            self._send_operations(partly.operations, lambda: done(error))
+            return
         except OSError as error:
             if error.errno == errno.EIO:
                 self.disk_failed(f"changing the directory: {error.strerror}")

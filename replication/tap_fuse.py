@@ -32,7 +32,7 @@ from hotpair.replication.objects_io import (
     proc_path,
     read_identity,
 )
-from hotpair.replication.source import Operation, Source, attributes
+from hotpair.replication.source import Operation, PartlyApplied, Source, attributes
 
 log = logging.getLogger("hotpair.replication")
 
@@ -352,12 +352,12 @@ class FuseTap:
         return abi.OPEN_OUT.pack(handle, flags, 0)
 
     def _open(self, ask: Ask) -> None:
-        slot, nodeid, _, gid, _, body = ask
+        slot, nodeid, _, gid, pid, body = ask
         node = self._node(nodeid)
         _, open_flags = abi.OPEN_IN.unpack_from(body)
         self._open_data(node)
         if open_flags & abi.OPEN_KILL_SUIDGID:
-            self._clear_set_id(node, gid, lambda _: self._answer(slot, self._open_answer(node)))
+            self._clear_set_id(node, gid, pid, lambda _: self._answer(slot, self._open_answer(node)))
         else:
             self._answer(slot, self._open_answer(node))
 
@@ -421,7 +421,7 @@ class FuseTap:
         self._answer(ask[0], abi.LSEEK_OUT.pack(os.lseek(node.data_fd, offset, whence)))
 
     def _fallocate(self, ask: Ask) -> None:
-        slot, _, uid, gid, _, body = ask
+        slot, _, uid, gid, pid, body = ask
         number, offset, length, mode, _ = abi.FALLOCATE_IN.unpack_from(body)
         node = self.nodes.handles[number].node
         if mode & ~FALLOCATE_MODES:
@@ -436,7 +436,7 @@ class FuseTap:
             operations = self._content(node, (Kind.FALLOCATE, node.identity, mode, offset, length))
             # There is no kill flag for fallocate: the kernel leaves it to us, and only root may keep the bits.
             status = os.fstat(node.data_fd)
-            cleared = _without_set_id(status, gid)
+            cleared = _without_set_id(status, gid, pid)
             if uid and cleared != stat.S_IMODE(status.st_mode):
                 os.chmod(proc_path(node.data_fd), cleared)
                 operations += self._content(node, attributes(node, cleared))
@@ -477,7 +477,7 @@ class FuseTap:
             marks.append(Extents(node.identity, first, TO_END))
 
         def perform() -> list[Operation]:
-            return self._apply_attributes(node, values, ask[2], ask[3])
+            return self._apply_attributes(node, values, ask)
 
         def answer() -> bytes:
             fd = node.data_fd if node.data_fd >= 0 else self._fd(node)
@@ -485,64 +485,72 @@ class FuseTap:
 
         self._source.change(self._marks(node, *marks), perform, self._finisher(slot, answer))
 
-    def _apply_attributes(
-        self, node: Node, values: tuple[int, ...], caller_uid: int, caller_gid: int
-    ) -> list[Operation]:
+    def _apply_attributes(self, node: Node, values: tuple[int, ...], ask: Ask) -> list[Operation]:
+        """Apply a SETATTR here, step by step; the operations that bring the target to what came of it."""
+        before = os.fstat(self._fd(node))
+        operations: list[Operation] = []
+        try:
+            self._attribute_steps(node, values, ask, before, operations)
+        except OSError as error:
+            operations += self._attribute_operation(node, values[0], before)
+            raise PartlyApplied(error, operations) from error
+        return operations + self._attribute_operation(node, values[0], before)
+
+    def _attribute_steps(
+        self, node: Node, values: tuple[int, ...], ask: Ask, before: os.stat_result, operations: list[Operation]
+    ) -> None:
         valid, _, _, size, _, atime, mtime, _, atime_nsec, mtime_nsec, _, mode, _, uid, gid, _ = values
         fd = self._fd(node)
         path = proc_path(fd)
-        before = os.fstat(fd)
-        operations: list[Operation] = []
-        if valid & (abi.FATTR_UID | abi.FATTR_GID):
-            linux_io.fchownat_empty(fd, uid if valid & abi.FATTR_UID else -1, gid if valid & abi.FATTR_GID else -1)
-        by_root = valid & (abi.FATTR_UID | abi.FATTR_GID) and not caller_uid  # then chown itself does what is right
-        if valid & abi.FATTR_KILL_SUIDGID and not valid & abi.FATTR_MODE and before.st_mode & SET_ID and not by_root:
-            os.chmod(path, _without_set_id(before, caller_gid))  # by the group that it had
-        if valid & abi.FATTR_MODE:
-            os.chmod(path, stat.S_IMODE(mode))
-            node.has_set_id = None
         if valid & abi.FATTR_SIZE:
             self._source.interrupt_chunks(node, min(size, before.st_size), TO_END)
             if node.data_fd >= 0:
                 os.ftruncate(node.data_fd, size)
+                node.unflushed += 1
             else:
                 os.truncate(path, size)
             operations += self._content(node, (Kind.TRUNCATE, node.identity, size))
-            node.unflushed += node.data_fd >= 0
+        if valid & (abi.FATTR_UID | abi.FATTR_GID):
+            linux_io.fchownat_empty(fd, uid if valid & abi.FATTR_UID else -1, gid if valid & abi.FATTR_GID else -1)
+        by_root = valid & (abi.FATTR_UID | abi.FATTR_GID) and not ask[2]  # then chown itself does what is right
+        if valid & abi.FATTR_KILL_SUIDGID and not valid & abi.FATTR_MODE and before.st_mode & SET_ID and not by_root:
+            os.chmod(path, _without_set_id(before, ask[3], ask[4]))  # by the group that it had
+        if valid & abi.FATTR_MODE:
+            os.chmod(path, stat.S_IMODE(mode))
+            node.has_set_id = None
         if valid & (abi.FATTR_ATIME | abi.FATTR_MTIME):
             linux_io.utimens_empty(
                 fd,
                 _time(valid, abi.FATTR_ATIME, abi.FATTR_ATIME_NOW, atime, atime_nsec),
                 _time(valid, abi.FATTR_MTIME, abi.FATTR_MTIME_NOW, mtime, mtime_nsec),
             )
-        after = os.fstat(fd)
-        changed = (after.st_mode, after.st_uid, after.st_gid) != (before.st_mode, before.st_uid, before.st_gid)
-        if not node.orphan:
-            operations.append(
-                Operation(
-                    (node,),
-                    attributes(
-                        node,
-                        stat.S_IMODE(after.st_mode) if changed or valid & abi.FATTR_MODE else None,
-                        after.st_uid if changed or valid & abi.FATTR_UID else None,
-                        after.st_gid if changed or valid & abi.FATTR_GID else None,
-                        after.st_mtime_ns,
-                    ),
-                )
-            )
-        return operations
 
-    def _clear_set_id(self, node: Node, gid: int, done: Callable[[OSError | None], None]) -> None:
+    def _attribute_operation(self, node: Node, valid: int, before: os.stat_result) -> list[Operation]:
+        after = os.fstat(self._fd(node))
+        changed = (after.st_mode, after.st_uid, after.st_gid) != (before.st_mode, before.st_uid, before.st_gid)
+        owned = changed or valid & (abi.FATTR_UID | abi.FATTR_GID)
+        return self._content(
+            node,
+            attributes(
+                node,
+                stat.S_IMODE(after.st_mode) if changed or valid & abi.FATTR_MODE else None,
+                after.st_uid if owned else None,
+                after.st_gid if owned else None,
+                after.st_mtime_ns,
+            ),
+        )
+
+    def _clear_set_id(self, node: Node, gid: int, pid: int, done: Callable[[OSError | None], None]) -> None:
         """Clear set-user-id and set-group-id as the kernel asks for it (HANDLE_KILLPRIV_V2), on both copies."""
         status = os.fstat(self._fd(node))
         node.has_set_id = bool(status.st_mode & SET_ID)
-        if _without_set_id(status, gid) == stat.S_IMODE(status.st_mode):
+        if _without_set_id(status, gid, pid) == stat.S_IMODE(status.st_mode):
             done(None)
             return
 
         def perform() -> list[Operation]:
             fd = self._fd(node)
-            cleared = _without_set_id(os.fstat(fd), gid)
+            cleared = _without_set_id(os.fstat(fd), gid, pid)
             os.chmod(proc_path(fd), cleared)
             node.has_set_id = None
             return self._content(node, attributes(node, cleared))
@@ -557,7 +565,8 @@ class FuseTap:
                 self._error(slot, error.errno or errno.EIO)
 
         try:
-            self._clear_set_id(node, in_header(slot.memory)[5], go_on)
+            _, _, _, _, _, gid, pid, _, _ = in_header(slot.memory)
+            self._clear_set_id(node, gid, pid, go_on)
         except OSError as error:
             self._error(slot, error.errno or errno.EIO)
 
@@ -910,16 +919,27 @@ def _name(body: memoryview) -> bytes:
     return bytes(body).rstrip(b"\0")
 
 
-def _without_set_id(status: os.stat_result, gid: int) -> int:
+def _without_set_id(status: os.stat_result, gid: int, pid: int) -> int:
     """The permissions that a change by a caller without CAP_FSETID leaves (fs/attr.c, setattr_should_drop_suidgid).
 
-    Set-group-id without group execute stays for members of the group. Only the caller's effective group is known
-    here, so that a member by a supplementary group loses it too: the safe side.
+    Set-group-id without group execute stays for members of the group.
     """
     mode = stat.S_IMODE(status.st_mode) & ~stat.S_ISUID
-    if mode & stat.S_IXGRP or gid != status.st_gid:
+    if mode & stat.S_ISGID and (mode & stat.S_IXGRP or not _in_group(status.st_gid, gid, pid)):
         mode &= ~stat.S_ISGID
     return mode
+
+
+def _in_group(wanted: int, gid: int, pid: int) -> bool:
+    """Whether a caller is in a group. FUSE tells the effective group only, proc(5) the others; gone means no."""
+    if wanted == gid:
+        return True
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            groups = next((line for line in file if line.startswith(b"Groups:")), b"")
+    except OSError:
+        return False
+    return str(wanted).encode() in groups.split()
 
 
 def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:

@@ -293,14 +293,17 @@ def test_a_write_cancels_the_leaving_of_its_extent_without_being_told() -> None:
     assert 1 in table
 
 
-@pytest.mark.parametrize("in_flight", [False, True])
-def test_an_extent_with_a_waiting_write_does_not_leave(in_flight: bool) -> None:
+@pytest.mark.parametrize("last", [10, 100])
+@pytest.mark.parametrize("progress", ["staged", "in flight", "durable"])
+def test_an_extent_with_a_waiting_write_does_not_leave(progress: str, last: int) -> None:
     activity, _ = marked(*range(8))
     selection = activity.victims()
     assert selection is not None and selection.extents[FILES[0]] == (0, 1)
-    assert activity.mark(FILES[0], 1, 100) is not None
-    if in_flight:
+    assert activity.mark(FILES[0], 1, last) is not None
+    if progress != "staged":
         activity.commit_began()
+    if progress == "durable":
+        activity.commit_ended()
     assert activity.finish_eviction(selection) == [remove(Extents(FILES[0], 0, 0))]
 
 

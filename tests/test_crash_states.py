@@ -258,8 +258,8 @@ class Story:
         elif not self.record_before_log:
             self.store(alone)
 
-    def dies_somewhere(self) -> None:
-        self.files.die_before = self.random.choice(DEATHS)
+    def dies_somewhere(self, label: str | None = None) -> None:
+        self.files.die_before = label or self.random.choice(DEATHS)
         try:
             self.commit()
             self.compact()
@@ -359,6 +359,41 @@ def test_nothing_is_lost_whenever_the_power_fails(capsys: pytest.CaptureFixture[
     with capsys.disabled():
         print(f"\n{states} crash states of {STORIES} stories")
     assert states > 50 * STORIES
+
+
+@pytest.mark.parametrize("label", DEATHS)
+def test_what_a_killed_process_left_in_the_page_cache_is_not_relied_on(label: str) -> None:
+    for seed in range(3):
+        story = Story(seed)
+        story.writes()
+        story.commit()
+        story.writes()
+        story.dies_somewhere(label)
+        story.writes()
+        story.commit()
+        for _, promise, image in states_of(story.files):
+            verify(image, promise)
+
+
+def test_a_record_that_was_loaded_stays() -> None:
+    story = Story(1)
+    story.files.die_before = "record.directory.flush"
+    alone = go_alone(story.record, story.id())
+    with pytest.raises(ProcessDied):
+        record_io.store(RECORD, alone, story.files)
+    assert len({image[RECORD] for image in story.files.disk.crash_states()}) == 2
+    assert record_io.load(RECORD, story.files) == alone
+    assert len({image[RECORD] for image in story.files.disk.crash_states()}) == 1
+
+
+def test_a_log_that_was_opened_stays() -> None:
+    story = Story(1)
+    story.files.die_before = "log.directory.flush"
+    with pytest.raises(ProcessDied):
+        story.log.compact(Marks())
+    assert len({image[LOG] for image in story.files.disk.crash_states()}) == 2
+    DirtyLog.open(LOG, story.record, extent_shift=SHIFT, files=story.files)
+    assert len({image[LOG] for image in story.files.disk.crash_states()}) == 1
 
 
 def enumerate_starts(seeds: range, skip: frozenset[str] = frozenset()) -> int:
