@@ -83,9 +83,20 @@ def unmount(target: bytes) -> None:
             raise
 
 
-def connection_number(mount_point_fd: int) -> int:
-    """The number of a FUSE connection: the minor number of its device. ``mount_point_fd`` is on the mount."""
-    return os.minor(os.fstat(mount_point_fd).st_dev)
+def connection_number(target: bytes) -> int:
+    """The number of the FUSE connection mounted at ``target``: the minor number of its device.
+
+    Read from the mount table (proc(5), mountinfo), because a look at the mount itself would wait for ourselves.
+    """
+    found = -1
+    with open("/proc/self/mountinfo", "rb") as file:
+        for line in file:
+            fields = line.split(b" ")
+            if fields[4].decode("unicode_escape").encode("latin-1") == target:
+                found = int(fields[2].partition(b":")[2])  # the last one is on top
+    if found < 0:
+        raise BadConfiguration(f"{os.fsdecode(target)} is not in the mount table after it was mounted")
+    return found
 
 
 def abort_connection(number: int) -> None:

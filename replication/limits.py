@@ -5,6 +5,7 @@ MAX_WRITE = 1 << 20  # 256 pages: the most that a kernel grants by default; more
 PAGE = 4096
 REQUEST_SLOTS = 64  # requests taken from the kernel and not yet answered; each holds a buffer while it waits
 REQUESTS_PER_TURN = 8  # more would starve the acknowledgements that arrive meanwhile
+BYTES_PER_TURN = 256 << 10  # after a write of that size the target is told before the next one is taken
 MAX_BACKGROUND = 64  # asynchronous requests that the kernel has under way at once
 NAME_BYTES = 255  # NAME_MAX of every file system we run on
 XATTR_BYTES = 65536  # XATTR_SIZE_MAX

@@ -29,7 +29,7 @@ from hotpair.replication.fuse_io import Slot
 from hotpair.replication.limits import SEND_HIGH_WATER
 from hotpair.replication.nodes import Node
 from hotpair.replication.transport_io import Connection
-from hotpair.replication.write_back_io import LARGE_WRITE, WriteBack
+from hotpair.replication.write_back_io import LARGE_WRITE, PIECE, WriteBack, write_all
 from hotpair.replication.write_back_io import STEP as WRITE_BACK_STEP
 
 log = logging.getLogger("hotpair.replication")
@@ -218,9 +218,8 @@ class Source:
     def _apply_write(self, node: Node, data: memoryview, offset: int, slot: Slot) -> bool:
         size = len(data)
         try:
-            written = os.pwrite(node.data_fd, data, offset)
-            if written != size:  # a full disk shortens a write before it fails one
-                os.pwrite(node.data_fd, data[written:], offset + written)
+            if size > PIECE or os.pwrite(node.data_fd, data, offset) != size:
+                write_all(node.data_fd, data, offset)  # a full disk shortens a write before it fails one
         except OSError as error:
             self._write_failed(node, offset, size, slot, error)
             return False

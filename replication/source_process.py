@@ -132,7 +132,7 @@ class SourceProcess:
         self._helper = Helper(1)
         limit = descriptor_limit() - DESCRIPTORS_SPARE
         self._fuse_fd = fuse_io.mount(options.directory, os.path.basename(options.state.rstrip("/")) or "module")
-        self._fuse_connection = 0
+        self._fuse_connection = fuse_io.connection_number(options.directory)
         self.tap = FuseTap(self._fuse_fd, self._root_fd, self.source, self._activity, limit // 2, options.cache)
         self.tap.cold_read = self._cold_read
 
@@ -214,7 +214,7 @@ class SourceProcess:
         fuse_fd = self._fuse_fd
         spinner = self._spinner
         while not self._ended:
-            events = spinner.poll(poll, bool(source.inflight)) or poll(TICK_S)
+            events = spinner.poll(poll, self._connection is not None) or poll(TICK_S)
             try:
                 for fd, _ in events:
                     handler = handlers.get(fd)

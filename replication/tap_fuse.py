@@ -19,7 +19,14 @@ from hotpair.replication.activity import ActivityLog
 from hotpair.replication.dirty_log import Extents, Metadata, Names
 from hotpair.replication.frames import Kind
 from hotpair.replication.fuse_io import Slot, answer_init, make_slots
-from hotpair.replication.limits import CACHE_VALID_S, MAX_BACKGROUND, NAME_BYTES, REQUESTS_PER_TURN, XATTR_BYTES
+from hotpair.replication.limits import (
+    BYTES_PER_TURN,
+    CACHE_VALID_S,
+    MAX_BACKGROUND,
+    NAME_BYTES,
+    REQUESTS_PER_TURN,
+    XATTR_BYTES,
+)
 from hotpair.replication.nodes import Handle, Node, NodeTable
 from hotpair.replication.objects_io import (
     ACL_XATTRS,
@@ -158,6 +165,8 @@ class FuseTap:
                     self._clear_set_id_then_write(node, offset, size, slot)
                 else:
                     write(node, offset, size, slot)
+                if size >= BYTES_PER_TURN:
+                    return count + 1  # large writes are passed on one by one, so that both copies work at once
             else:
                 self._dispatch(slot, opcode, unique)
         return REQUESTS_PER_TURN

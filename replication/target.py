@@ -28,7 +28,7 @@ from hotpair.replication.objects_io import (
 )
 from hotpair.replication.transport_io import Connection
 from hotpair.replication.tree_io import Description
-from hotpair.replication.write_back_io import LARGE_WRITE, WriteBack
+from hotpair.replication.write_back_io import LARGE_WRITE, PIECE, WriteBack, write_all
 from hotpair.replication.write_back_io import STEP as WRITE_BACK_STEP
 
 log = logging.getLogger("hotpair.replication")
@@ -86,6 +86,7 @@ class Target:
         self._buffer = memoryview(bytearray(RECEIVE_BUFFER))
         self._start = 0
         self._end = 0
+        self._missing = RECEIVE_BUFFER
         self._open: OrderedDict[Replica, None] = OrderedDict()
         self._token = 0
         self._flushing: dict[int, Callable[[int], None]] = {}
@@ -135,6 +136,7 @@ class Target:
             self.connection = None
         self.out.clear()
         self._start = self._end = 0
+        self._missing = RECEIVE_BUFFER
 
     def receive(self) -> None:
         """Apply what has arrived, then acknowledge it. Raises LinkLost, ProtocolError, TargetFailed."""
@@ -148,12 +150,14 @@ class Target:
                 bytes(buffer[self._start : self._end]) if self._start < rest else buffer[self._start : self._end]
             )
             self._start, self._end = 0, rest
-        size = connection.receive(buffer[self._end :])
+        # Of a large frame, only the rest: then it ends where the buffer's content ends, and nothing is moved
+        size = connection.receive(buffer[self._end : self._end + self._missing])
         if size == 0:
             return
         self.received_bytes += size
         end = self._end + size
         self._end = end
+        self._missing = RECEIVE_BUFFER
         start = self._start
         objects = self.objects
         try:
@@ -171,6 +175,8 @@ class Target:
                         frames.payload_size(fields)
                     after = body + count
                     if after > end:
+                        if count > LARGE_WRITE:
+                            self._missing = after - end
                         break
                     if sequence != self.applied + 1:
                         self._out_of_order(sequence)
@@ -180,9 +186,9 @@ class Target:
                     if type(offset) is not int or not 0 <= offset <= MAX_OFFSET:
                         raise ProtocolError(f"the peer sent a write at {offset!r}")
                     try:
-                        written = os.pwrite(item.data_fd, buffer[body:after], offset)
-                        if written != count:
-                            self._write_rest(item, buffer[body + written : after], offset + written)
+                        data = buffer[body:after]
+                        if count > PIECE or os.pwrite(item.data_fd, data, offset) != count:
+                            write_all(item.data_fd, data, offset)
                     except OSError as error:
                         self._fail(sequence, error)
                     if count >= LARGE_WRITE:
@@ -245,11 +251,6 @@ class Target:
     def _fail(self, sequence: int, error: OSError) -> None:
         self.on_failure(sequence, error)
         raise TargetFailed(f"operation {sequence}: {error.strerror}") from error
-
-    def _write_rest(self, item: Replica, data: memoryview, offset: int) -> None:
-        """A short write is an error although pwrite raises nothing: the second one says which."""
-        if os.pwrite(item.data_fd, data, offset) != len(data):
-            raise OSError(errno.EIO, "short write")
 
     # --- objects --------------------------------------------------------------------------------------------------
 
