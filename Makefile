@@ -46,7 +46,7 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 
 types: $(VENV)/installed
-	$(BIN)/mypy -p hotpair
+	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p hotpair
 
 unit: $(VENV)/installed packages
 	$(BIN)/pytest

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.measure import prefer
 from bench.process import BenchError
 
 GRACE_S = 60.0
@@ -69,6 +70,7 @@ def _run(arguments: list[str], directory: Path, limit_s: float) -> Run:
         cwd=directory,
         start_new_session=True,
     )
+    prefer([process.pid])
     try:
         words, _ = process.communicate(timeout=limit_s)
     finally:

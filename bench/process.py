@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bench.measure import prefer
+
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 15.0
 
@@ -36,6 +38,7 @@ class Child:
             except OSError as error:
                 raise BenchError(f"cannot start {self.arguments[0]}: {error}") from error
         self.pid = self.process.pid
+        prefer([self.pid])
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Until the line `ready` stands on its standard output."""

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.reach import SUBJECT, Row, rows
-from bench.results import Results
+from bench.results import DISTURBED, Results
 from bench.workloads import MIB, WORKLOADS
 
-WIDTH = 150  # where the output is not a terminal
+WIDTH = 160  # where the output is not a terminal
 
 
 def print_report(results: Results) -> None:
@@ -27,6 +27,12 @@ def print_report(results: Results) -> None:
     if results.resync:
         console.print(_resync(results.resync))
     console.print(_reach(rows(results)))
+    if disturbed := sum(sample.disturbance > DISTURBED for sample in results.samples):
+        console.print(
+            f"[bold yellow]disturbed:[/] {disturbed} of {len(results.samples)} measurements: other processes used more"
+            f" than {DISTURBED} processors, and on so few the ratios are not those of a quiet machine",
+            highlight=False,
+        )
     if results.verified:
         console.print(f"Verified by checksum, copies compared byte for byte: {', '.join(results.verified)}")
     for error in results.errors:
@@ -59,7 +65,7 @@ def write_json(results: Results, options: dict[str, Any], path: Path) -> None:
 
 def _measurements(results: Results) -> Table:
     table = Table(title="Medians over the rounds (lowest to highest); processor time without fio's")
-    headings = ("system", "operations/s", "lowest", "highest", "MB/s", "p50 us", "p99 us", "p99.9 us", "CPU us/op")
+    headings = ("system", "ops/s", "lowest", "highest", "MB/s", "p50 us", "p99 us", "p99.9 us", "CPU us/op")
     table.add_column("workload")
     for heading in (*headings, "cold reads/s", "others' CPUs", f"{SUBJECT} /"):
         table.add_column(heading, justify="left" if heading == "system" else "right")

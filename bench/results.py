@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+DISTURBED = 0.25  # processors used by others; the kernel's own threads mostly come to less than 0.1
+
 
 @dataclass(frozen=True)
 class Sample:

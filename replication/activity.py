@@ -85,6 +85,11 @@ class ActivityLog:
         self._open.add(identity)
         return self._durable_file(identity)
 
+    def runs_of(self, identity: bytes) -> Ranges:
+        """The durably marked extents of a file, open or not, as (first, last)."""
+        file = self._durable.files.get(identity)
+        return file.runs() if file is not None else []
+
     def release(self, identity: bytes) -> None:
         """No open file uses what `marks_of` returned any more."""
         self._open.discard(identity)

@@ -85,9 +85,10 @@ FIELDS: dict[int, tuple[str, ...]] = {
         "xattrs",
     ),
     Kind.LINK: ("sequence", "identity", "directory", "name"),
-    Kind.UNLINK: ("sequence", "directory", "name", "identity"),
-    Kind.RMDIR: ("sequence", "directory", "name", "identity"),
-    Kind.RENAME: ("sequence", "directory", "name", "new_directory", "new_name", "flags"),
+    Kind.UNLINK: ("sequence", "directory", "name", "identity", "last"),
+    Kind.RMDIR: ("sequence", "directory", "name", "identity", "last"),
+    # `vanished`: the object whose last name the rename takes, empty when there is none
+    Kind.RENAME: ("sequence", "directory", "name", "new_directory", "new_name", "flags", "vanished"),
     Kind.ATTRIBUTES: ("sequence", "identity", "mode", "uid", "gid", "mtime_ns"),
     Kind.SET_XATTR: ("sequence", "identity", "name", "value"),
     Kind.REMOVE_XATTR: ("sequence", "identity", "name"),

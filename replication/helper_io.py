@@ -15,7 +15,10 @@ import msgpack
 from hotpair.replication.limits import CHUNK, CHUNKS_IN_WORK
 
 SOCKET_BUFFER: Final = 4 << 20
-MESSAGE_LIMIT: Final = 256 << 10
+MESSAGE_LIMIT: Final = 2 << 20  # an entry with the largest extended attributes
+
+
+SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h: beyond net.core.wmem_max, for root
 
 
 class Helper:
@@ -26,7 +29,7 @@ class Helper:
         memory_fd = os.memfd_create("hotpair-chunks", os.MFD_CLOEXEC)
         os.ftruncate(memory_fd, CHUNKS_IN_WORK * CHUNK)
         for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER)
+            end.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, SOCKET_BUFFER)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "hotpair.replication.helper"]
             + [str(number) for number in (theirs.fileno(), threads, memory_fd, CHUNK)],
@@ -42,6 +45,7 @@ class Helper:
         self.slots = list(range(CHUNKS_IN_WORK))  # of the shared memory, that nobody uses
         self.reading: dict[int, int] = {}  # token of a chunk job -> its slot, until the helper has answered
         self._token = 0
+        self._buffer = memoryview(mmap.mmap(-1, MESSAGE_LIMIT))
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -72,12 +76,12 @@ class Helper:
         found: list[list[Any]] = []
         while len(found) < 16:
             try:
-                data = self._sock.recv(MESSAGE_LIMIT)
+                size = self._sock.recv_into(self._buffer)
             except BlockingIOError:
                 break
-            if not data:
+            if not size:
                 raise ConnectionError("a helper process of the mirror ended")
-            found.append(msgpack.unpackb(data))
+            found.append(msgpack.unpackb(self._buffer[:size]))
         return found
 
     def chunk(self, slot: int, size: int) -> memoryview:

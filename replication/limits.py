@@ -36,7 +36,7 @@ HOT_EXTENTS = 16384  # after a crash at most this many extents are copied again
 CHUNK = 256 << 10
 CHUNK_RETRIES = 3  # after so many interrupted reads the loop reads the chunk itself
 CHUNKS_IN_WORK = 8
-LISTING_ENTRIES = 1000  # entries in one listing frame
+LISTING_BYTES = 256 << 10  # of entries in one listing frame; a single entry may be larger
 
 # --- Spinning -------------------------------------------------------------------------------------
 SPIN_S = 100e-6  # longer than a round trip between two servers in one rack, shorter than two wake-ups

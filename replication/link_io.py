@@ -86,7 +86,7 @@ class Connector:
                 return
             try:
                 connection = self._try()
-            except (OSError, ssl.SSLError) as error:
+            except (OSError, UnicodeError) as error:
                 reason = str(error)
                 if reason != self.last_error:
                     log.info("cannot reach the peer at %s:%d: %s", *self._address, reason)
@@ -171,9 +171,10 @@ class Acceptor:
 
 def read_hello(sock: socket.socket) -> dict[str, Any]:
     """The first frame of a new connection, which must be a HELLO. Raises ProtocolError, OSError."""
-    (length,) = LENGTH.unpack(_exactly(sock, LENGTH_SIZE))
+    deadline = time.monotonic() + HELLO_TIMEOUT_S
+    (length,) = LENGTH.unpack(_exactly(sock, LENGTH_SIZE, deadline))
     frames.check_length(length)
-    fields = frames.decode(_exactly(sock, length))
+    fields = frames.decode(_exactly(sock, length, deadline))
     if fields[0] != Kind.HELLO:
         raise ProtocolError(f"the peer began with {Kind(fields[0]).name}, not with HELLO")
     frames.check_version(fields[1])
@@ -183,9 +184,13 @@ def read_hello(sock: socket.socket) -> dict[str, Any]:
     return hello
 
 
-def _exactly(sock: socket.socket, size: int) -> bytes:
+def _exactly(sock: socket.socket, size: int, deadline: float) -> bytes:
     data = bytearray()
     while len(data) < size:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise ProtocolError(f"the peer did not say hello within {HELLO_TIMEOUT_S:g} s")
+        sock.settimeout(left)
         part = sock.recv(min(size - len(data), 65536))
         if not part:
             raise ProtocolError("the peer closed the connection before its HELLO was complete")

@@ -13,7 +13,14 @@ from typing import Any, Final
 
 from hotpair.replication import linux_io, tree_io
 from hotpair.replication.frames import Kind
-from hotpair.replication.objects_io import PRIVATE_NAME, check_name, open_path, proc_path, read_identity
+from hotpair.replication.objects_io import (
+    O_PATH_FLAGS,
+    PRIVATE_NAME,
+    check_name,
+    open_path,
+    proc_path,
+    read_identity,
+)
 from hotpair.replication.target import Replica, Target
 from hotpair.replication.tree_io import Description
 
@@ -28,7 +35,7 @@ class Listing:
         self._target = target
         self._entries: list[list[Any]] = []
         self._trash_fd = -1
-        self._unfinished: set[bytes] = set()
+        self._unfinished: set[bytes] = set()  # handles of files that were not complete here
 
     def apply(self, fields: list[Any]) -> None:
         """One part of a listing; the last one makes the directory equal."""
@@ -38,7 +45,7 @@ class Listing:
             return
         wanted_entries, self._entries = self._entries, []
         target = self._target
-        item = target.objects[directory]
+        item = target.known(directory)
         wanted = self._make_equal(item, wanted_entries)
         fd = target.descriptors.get(item)
         *what, mtime_ns = attributes
@@ -78,55 +85,81 @@ class Listing:
 
     def _bring(self, fd: int, name: bytes, entry: list[Any], present: bool) -> bool:
         """Make one entry what it is on the source; True when all of its content must be copied."""
-        _, identity, raw, size, mtime_ns, _, hold = entry
+        _, identity, raw, size, mtime_ns, links, hold = entry
         what = _description(raw)
         target = self._target
+        if present and links > 1 and self._is_another(fd, name, identity):
+            self._to_trash(fd, name, b"")
+            present = False
         if not present:
             self._place(fd, name, identity, what)
         path_fd = open_path(fd, name)
-        found = read_identity(path_fd)
-        if found != identity:
+        try:
+            self._check(path_fd, name, identity, what)
+            tree_io.set_description(path_fd, what)
+            is_file = stat.S_ISREG(what.mode)
+            if is_file and os.fstat(path_fd).st_size != size:
+                os.truncate(proc_path(path_fd), size)
+            linux_io.utimens_empty(path_fd, linux_io.UTIME_OMIT, mtime_ns)
+            whole = is_file and self._is_whole(path_fd)
+            if whole:
+                self._unfinished.add(linux_io.name_to_handle(path_fd))
+            if stat.S_ISDIR(what.mode) or hold or whole or links > 1:
+                target.register(os.dup(path_fd), identity)
+            return whole
+        finally:
             os.close(path_fd)
-            raise OSError(errno.ESTALE, f"{name!r} has changed below the mirror")
+
+    def _is_another(self, fd: int, name: bytes, identity: bytes) -> bool:
+        """Whether the file under this name is not the one that was linked elsewhere under the same identity."""
+        known = self._target.objects.get(identity)
+        if known is None:
+            return False
+        there = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        return not os.path.samestat(os.fstat(self._target.descriptors.get(known)), there)
+
+    def _check(self, path_fd: int, name: bytes, identity: bytes, what: Description) -> None:
         status = os.fstat(path_fd)
+        if read_identity(path_fd) != identity:
+            raise OSError(errno.ESTALE, f"{name!r} has changed below the mirror")
         if (stat.S_IFMT(status.st_mode), status.st_rdev) != (stat.S_IFMT(what.mode), what.device):
-            os.close(path_fd)
             raise OSError(errno.ESTALE, f"{name!r} is of another type here although it has the same identity")
-        tree_io.set_description(path_fd, what)
-        is_file = stat.S_ISREG(what.mode)
-        if is_file and status.st_size != size:
-            os.truncate(proc_path(path_fd), size)
-        linux_io.utimens_empty(path_fd, linux_io.UTIME_OMIT, mtime_ns)
-        whole = is_file and self._is_whole(path_fd)
-        if stat.S_ISDIR(what.mode) or hold or whole:
-            target.register(path_fd, identity)
-        else:
-            os.close(path_fd)
-        return whole
 
     def _place(self, fd: int, name: bytes, identity: bytes, what: Description) -> None:
-        """Put the object under its name: a further link, back from the trash, or new."""
+        """Put the object under its name: moved from where it was, a further link, back from the trash, or new."""
         target = self._target
         known = target.objects.get(identity)
-        if known is not None and known.kind != stat.S_IFDIR:
+        if known is not None:
             try:
-                linux_io.linkat_empty(target.descriptors.get(known), fd, name)
+                if known.kind == stat.S_IFDIR:
+                    self._move_here(target.descriptors.get(known), identity, fd, name)
+                else:
+                    linux_io.linkat_empty(target.descriptors.get(known), fd, name)
                 return
             except FileNotFoundError:
-                target.objects.pop(identity)  # its last name is gone: it cannot be linked again
+                target.drop(known)  # its last name is gone: it cannot come back
         trash_name = identity.hex().encode()
         try:
             linux_io.renameat2(self._trash(), trash_name, fd, name, linux_io.RENAME_NOREPLACE)
             return
         except FileNotFoundError:
             pass
-        path_fd = tree_io.make(fd, name, identity, what)
-        if stat.S_ISREG(what.mode):
-            os.setxattr(proc_path(path_fd), WHOLE_XATTR, b"1")
-            self._unfinished.add(identity)
-            target.register(path_fd, identity)
-        else:
-            os.close(path_fd)
+        path_fd = tree_io.make(fd, name, identity, what, WHOLE_XATTR if stat.S_ISREG(what.mode) else b"")
+        target.register(path_fd, identity)
+
+    def _move_here(self, directory_fd: int, identity: bytes, fd: int, name: bytes) -> None:
+        """Move a directory that we hold from wherever it is. Its path is the kernel's word (proc(5), fd)."""
+        path = os.readlink(proc_path(directory_fd))
+        if path.endswith(b" (deleted)"):
+            raise FileNotFoundError(errno.ENOENT, "removed")
+        parent_fd = os.open(b"..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory_fd)
+        try:
+            old_name = os.path.basename(path)
+            if self._identity_of(parent_fd, old_name) != identity:
+                raise FileNotFoundError(errno.ENOENT, "not where it was")
+            linux_io.renameat2(parent_fd, old_name, fd, name, linux_io.RENAME_NOREPLACE)
+        finally:
+            os.close(parent_fd)
 
     def _is_whole(self, path_fd: int) -> bool:
         try:
@@ -152,15 +185,20 @@ class Listing:
 
     def finish(self) -> None:
         """All content has arrived and is flushed: files count as complete from now on."""
-        for identity in self._unfinished:
-            item = self._target.objects.get(identity)
-            if item is None:
-                continue
+        for handle in self._unfinished:
             try:
-                os.removexattr(proc_path(self._target.descriptors.get(item)), WHOLE_XATTR)
+                fd = linux_io.open_by_handle(self._target.root_fd, handle, O_PATH_FLAGS)
             except OSError as error:
-                if error.errno not in (errno.ENODATA, errno.ESTALE):
+                if error.errno == errno.ESTALE:
+                    continue  # removed meanwhile
+                raise
+            try:
+                os.removexattr(proc_path(fd), WHOLE_XATTR)
+            except OSError as error:
+                if error.errno != errno.ENODATA:
                     raise
+            finally:
+                os.close(fd)
         self._unfinished.clear()
 
     def empty_trash(self) -> None:

@@ -56,9 +56,15 @@ def write_identity(fd: int, identity: bytes) -> None:
 def ensure_identity(fd: int) -> bytes:
     """The identity of the object behind ``fd``; one is made and stored when it has none."""
     identity = read_identity(fd)
-    if identity is None:
-        identity = new_identity()
-        write_identity(fd, identity)
+    if identity is not None:
+        return identity
+    identity = new_identity()
+    try:
+        os.setxattr(proc_path(fd), IDENTITY_XATTR, identity, os.XATTR_CREATE)
+    except FileExistsError:  # the helper and the loop met here; the first one counts
+        identity = read_identity(fd)
+        if identity is None:
+            raise
     return identity
 
 

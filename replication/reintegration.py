@@ -20,7 +20,7 @@ from hotpair.replication import helper, linux_io
 from hotpair.replication.activity import ActivityLog
 from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
-from hotpair.replication.limits import CHUNK, CHUNK_RETRIES, LISTING_ENTRIES
+from hotpair.replication.limits import CHUNK, CHUNK_RETRIES, LISTING_BYTES
 from hotpair.replication.nodes import Node, NodeTable
 from hotpair.replication.source import Source
 
@@ -32,13 +32,14 @@ TO_END: Final = (1 << 64) - 1
 class Directory:
     """A directory that is to be listed, or whose listing is under way."""
 
-    __slots__ = ("again", "entries", "handle", "identity")
+    __slots__ = ("again", "entries", "handle", "identity", "removed")
 
     def __init__(self, identity: bytes, handle: bytes) -> None:
         self.identity = identity
         self.handle = handle
         self.entries: list[list[Any]] = []
         self.again = False  # something changed in it since its listing began
+        self.removed = False
 
 
 class FileJob:
@@ -113,7 +114,7 @@ class Reintegration:
         self.flushed = False  # the target has flushed, or is about to, all that it has been sent
         self._unacknowledged = 0
         self._walk_again = False
-        self._flush_sent = 0
+        self._changed: set[bytes] = set()  # objects changed while a listing is under way
         self._started_at = time.monotonic()
         self.bytes_done = 0
         self.bytes_left = 0
@@ -147,16 +148,24 @@ class Reintegration:
                 self._walk_again = True  # none of its names is known; the next walk finds one
 
     def _put_back(self, identity: bytes, handle: bytes) -> None:
-        self._visited.discard(identity)
+        """List a directory once more. One that was never in our hands is found when its parent is listed."""
         for directory in self._listing.values():
             if directory.identity == identity:
                 directory.again = True
                 return
-        self._waiting.setdefault(identity, Directory(identity, handle))
+        if identity in self._visited:
+            self._visited.discard(identity)
+            self._waiting[identity] = Directory(identity, handle)
 
     def removed(self, identity: bytes) -> None:
-        """The last name of an object is gone: its content is of no use to the target any more."""
+        """The last name of an object is gone: neither it nor its content is of use to the target any more."""
         self._waiting.pop(identity, None)
+        self._visited.discard(identity)
+        for directory in self._listing.values():
+            if directory.identity == identity:
+                directory.removed = True
+        for files in self._answering.values():
+            files.pop(identity, None)
         job = self._jobs.pop(identity, None)
         if job is not None:
             job.cancelled = True
@@ -164,7 +173,11 @@ class Reintegration:
 
     def holds(self, identity: bytes) -> bool:
         """Whether the target must keep the object although the kernel has forgotten it."""
-        return identity in self._jobs or identity in self._waiting
+        if identity in self._jobs or identity in self._waiting:
+            return True
+        if any(directory.identity == identity for directory in self._listing.values()):
+            return True
+        return any(identity in files for files in self._answering.values())
 
     # --- the tree -------------------------------------------------------------------------------------------------
 
@@ -203,9 +216,12 @@ class Reintegration:
             directory.entries += content
             return
         del self._listing[token]
-        if kind == "gone":
+        if kind == "gone" or directory.removed:
             return
-        if directory.again:
+        changed = any(entry[1] in self._changed for entry in directory.entries)
+        if not self._listing:
+            self._changed.clear()
+        if directory.again or changed:
             self._waiting[directory.identity] = Directory(directory.identity, directory.handle)
             return
         self._send_listing(directory, content)
@@ -233,15 +249,18 @@ class Reintegration:
                 self._add_job(identity, handle, whole=False)
         self._answering[directory.identity] = files
         self.flushed = False
-        for start in range(0, max(1, len(entries)), LISTING_ENTRIES):
-            part = entries[start : start + LISTING_ENTRIES]
-            last = start + LISTING_ENTRIES >= len(entries)
-            source.operation((Kind.LISTING, directory.identity, attributes, part, last))
+        parts = _parts(entries)
+        for number, part in enumerate(parts):
+            source.operation((Kind.LISTING, directory.identity, attributes, part, number == len(parts) - 1))
         directory.entries = []
         self._visited.add(directory.identity)
+        for entry in entries:
+            node = by_identity.get(entry[1])
+            if node is not None:
+                source.declare_at(node, directory.identity, entry[0])
 
     def _needs_content(self, identity: bytes) -> bool:
-        return self._full or bool(self._activity.marks_of(identity))
+        return self._full or self._activity.runs_of(identity) != []
 
     def wanted(self, directory: bytes, whole: list[bytes], last: bool) -> None:
         """The target says which files of a directory it has no content of."""
@@ -282,7 +301,7 @@ class Reintegration:
             job.ranges = deque([(0, size)] if size else [])
         else:
             shift = self._source.shift
-            runs = self._activity.marks_of(job.identity).runs()
+            runs = self._activity.runs_of(job.identity)
             clipped = ((first << shift, size if last >= size >> shift else (last + 1) << shift) for first, last in runs)
             job.ranges = deque((start, end) for start, end in clipped if start < end)
         self.bytes_left += sum(end - start for start, end in job.ranges)
@@ -292,17 +311,23 @@ class Reintegration:
         return True
 
     def _close(self, job: FileJob) -> None:
-        if job.fd >= 0:
-            self._opened.discard(job)
-            os.close(job.fd)
-            job.fd = -1
+        """A file is done: carry its modification time, which the copying has changed there, and let it go."""
+        current = self._jobs.get(job.identity) is job
+        if current:
+            del self._jobs[job.identity]
         if self._source.chunks.get(job.identity) is job:
             del self._source.chunks[job.identity]
-        if self._jobs.get(job.identity) is job:
-            del self._jobs[job.identity]
+        if job.fd < 0:
+            return
+        if current:
+            mtime_ns = os.fstat(job.fd).st_mtime_ns
+            self._source.operation((Kind.ATTRIBUTES, job.identity, None, None, None, mtime_ns))
             node = self._nodes.by_identity.get(job.identity)
             if node is None or node.declared != self._source.session:
                 self._source.operation((Kind.FORGET, job.identity))
+        self._opened.discard(job)
+        os.close(job.fd)
+        job.fd = -1
 
     def _read_more(self) -> None:
         """Give the helper as many chunks as there are slots, while the link keeps up."""
@@ -330,6 +355,7 @@ class Reintegration:
             self._ask(chunk)
 
     def _ask(self, chunk: Chunk) -> None:
+        self._source.apply_local()  # a write that was sent and not applied here yet must be seen by the reader
         token = self._helper.new_token()
         self._chunks[token] = chunk
         self._helper.reading[token] = chunk.slot
@@ -416,10 +442,23 @@ class Reintegration:
 
     @property
     def idle(self) -> bool:
+        return self._copied and not self._walk_again
+
+    @property
+    def _copied(self) -> bool:
         return not (self._waiting or self._listing or self._answering or self._queue or self._jobs or self._checks)
 
+    def walk_again(self) -> None:
+        """An object lost the name by which the target could have been told of it: the next walk finds another."""
+        self._walk_again = True
+
+    def changed(self, identities: Iterable[bytes]) -> None:
+        """Operations on these objects were sent: a listing that was read before must not undo them."""
+        if self._listing:
+            self._changed.update(identities)
+
     def _finish_if_done(self) -> None:
-        if not self.idle:
+        if not self._copied:
             return
         if self._walk_again:
             self._walk_again = False
@@ -453,3 +492,17 @@ class Reintegration:
         self._jobs.clear()
         self._queue.clear()
         self._source.chunks.clear()
+
+
+def _parts(entries: list[list[Any]]) -> list[list[list[Any]]]:
+    """Entries in parts that fit into one frame each; at least one part."""
+    parts: list[list[list[Any]]] = [[]]
+    room = LISTING_BYTES
+    for entry in entries:
+        size = 128 + len(entry[0]) + sum(len(key) + len(value) + 8 for key, value in entry[2][5]) + len(entry[2][4])
+        if parts[-1] and size > room:
+            parts.append([])
+            room = LISTING_BYTES
+        parts[-1].append(entry)
+        room -= size
+    return parts

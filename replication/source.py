@@ -19,15 +19,17 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, NamedTuple
 
-from hotpair.replication import frames, linux_io
+from hotpair.replication import frames
 from hotpair.replication.activity import ActivityLog
 from hotpair.replication.dirty_log import Extents, LogRecord, Mark, Metadata
-from hotpair.replication.dirty_log_io import DirtyLog
+from hotpair.replication.dirty_log_io import DirtyLog, DirtyLogFailed
+from hotpair.replication.errors import LinkLost
+from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.fuse_abi import WRITE_PAYLOAD
 from hotpair.replication.fuse_io import Slot
 from hotpair.replication.limits import SEND_HIGH_WATER
-from hotpair.replication.nodes import Node
+from hotpair.replication.nodes import Node, NodeTable
 from hotpair.replication.transport_io import Connection
 from hotpair.replication.write_back_io import LARGE_WRITE, PIECE, WriteBack, write_all
 from hotpair.replication.write_back_io import STEP as WRITE_BACK_STEP
@@ -71,11 +73,12 @@ class PartlyApplied(Exception):
 class FlushWait:
     """A flush under way on one or both copies."""
 
-    __slots__ = ("done", "error", "local", "node", "remote")
+    __slots__ = ("asked", "done", "error", "local", "node", "remote")
 
-    def __init__(self, node: Node | None, done: Callable[[int], None]) -> None:
+    def __init__(self, node: Node | None, done: Callable[[int], None], asked: tuple[Any, ...] = ()) -> None:
         self.node = node
         self.done = done
+        self.asked = asked  # the fields of the operation that asks the target
         self.local = True
         self.remote = False
         self.error = 0
@@ -88,7 +91,7 @@ class Source:
         self,
         dirty_log: DirtyLog,
         activity: ActivityLog,
-        flushes: linux_io.FlushQueue,
+        flushes: Flusher,
         extent_size: int,
         durable: bool,
         largest_file: int,
@@ -98,6 +101,9 @@ class Source:
         self.session = 0
         self.applied = 0
         self.connection: Connection | None = None
+        self.broken: LinkLost | None = None
+        self.nodes: NodeTable
+        self.path_fd: Callable[[Node], int]
         self.out: deque[memoryview] = deque()
         self.inflight: deque[tuple[int, memoryview, Callable[[Any], None], Any]] = deque()
         self.held: deque[Callable[[], None]] = deque()
@@ -116,9 +122,8 @@ class Source:
         self.sent_bytes = 0
         self.progress_at = time.monotonic()
         self._local: list[tuple[Node, memoryview, int, Slot]] = []
-        self._waits: dict[int, FlushWait] = {}  # flushes under way at the target, by sequence number
-        self._local_waits: dict[int, FlushWait] = {}  # and here, by token
-        self._token = 0
+        self._waits: dict[int, FlushWait] = {}  # by the sequence number of the FLUSH or FLUSH_ALL
+        self._after_sending: list[Callable[[], None]] = []
         self._staged = False  # marks are waiting to be committed
         self._staged_waiters: list[Callable[[], None]] = []
         self._committing = False  # a commit of marks is under way
@@ -168,19 +173,25 @@ class Source:
                 self.inflight.append((sequence, frame, self._written, slot))
                 self._local.append((node, memory[HEADER_END:end], offset, slot))
                 return
+            assert mode is not PRIM or node.orphan, "a write that the target does not get"
         elif mode is FROZEN and not node.orphan:
             self.held.append(lambda: self.write(node, offset, size, slot))
             return
         elif mode is STOPPED:
             self.fail_write(slot, errno.EIO)
             return
-        if self._apply_write(node, slot.memory[HEADER_END : HEADER_END + size], offset, slot):
+        error = self._apply_write(node, slot.memory[HEADER_END : HEADER_END + size], offset)
+        if error is None:
             self._written(slot)
+        elif error.errno == errno.EIO:
+            self._write_failed(node, offset, size, slot, error)
+        else:
+            self.fail_write(slot, error.errno or errno.EIO)
 
     def _written(self, slot: Slot) -> None:
         """Both copies have the write (or the only one there is)."""
         if slot.error:
-            return  # it failed here after it was sent; it is answered when the target has been told
+            return  # it failed here after it was sent; `_repair` answers it when the target has been told
         if slot.synchronous or self.durable:
             node = slot.node
             assert node is not None
@@ -212,17 +223,21 @@ class Source:
         """Apply the writes that were sent and not yet applied here, before anything that must come after them."""
         local = self._local
         self._local = []
+        failed = []
         for node, data, offset, slot in local:
-            self._apply_write(node, data, offset, slot)
+            error = self._apply_write(node, data, offset)
+            if error is not None:
+                failed.append((node, offset, len(data), slot, error))
+        for failure in failed:  # only now, for the repair must not come before writes that were sent earlier
+            self._write_failed(*failure)
 
-    def _apply_write(self, node: Node, data: memoryview, offset: int, slot: Slot) -> bool:
+    def _apply_write(self, node: Node, data: memoryview, offset: int) -> OSError | None:
         size = len(data)
         try:
             if size > PIECE or os.pwrite(node.data_fd, data, offset) != size:
                 write_all(node.data_fd, data, offset)  # a full disk shortens a write before it fails one
         except OSError as error:
-            self._write_failed(node, offset, size, slot, error)
-            return False
+            return error
         if size >= LARGE_WRITE:
             before = node.unflushed
             node.unflushed = before + size
@@ -233,15 +248,22 @@ class Source:
         if not node.touched:
             node.touched = True
             self._touched.add(node)
-        return True
+        return None
 
     def _write_failed(self, node: Node, offset: int, size: int, slot: Slot, error: OSError) -> None:
-        """A write failed on this copy. The target is brought back to what this copy has, then the VM is answered."""
+        """A write failed on this copy after it was sent to the other."""
         code = error.errno or errno.EIO
         if code == errno.EIO:
             self.disk_failed(f"writing {size} bytes at {offset} of {node.name!r}: {error.strerror}")
             return
         slot.error = code
+        self._repair(node, offset, size, slot)
+
+    def _repair(self, node: Node, offset: int, size: int, slot: Slot) -> None:
+        """Bring the target to what this copy has after a failed write, then answer the VM."""
+        if self.mode is FROZEN:  # the frame is still in `inflight`, and the slot with it: after the verdict
+            self.held.append(lambda: self._repair(node, offset, size, slot))
+            return
         operations: list[Operation] = []
         if self.sends(node):
             try:
@@ -253,7 +275,7 @@ class Source:
             if data:
                 self.send_data(node.identity, offset, memoryview(data), _nothing, None)
             operations.append(Operation((node,), (Kind.TRUNCATE, node.identity, length)))
-        self._send_operations(operations, lambda: self.fail_write(slot, code))
+        self._send_operations(operations, lambda: self.fail_write(slot, slot.error))
 
     # --- all other changes ----------------------------------------------------------------------------------------
 
@@ -288,10 +310,19 @@ class Source:
             done(error)
             return
         self._send_operations(operations, lambda: done(None))
+        after, self._after_sending = self._after_sending, []
+        for act in after:
+            act()
+
+    def after_sending(self, act: Callable[[], None]) -> None:
+        """From within ``perform``: do something when the operations that it returns are queued."""
+        self._after_sending.append(act)
 
     def _send_operations(self, operations: list[Operation], done: Callable[[], None]) -> None:
         if self.mode is PRIM or self.mode is REINTEGRATING:
             sendable = [operation for operation in operations if self._can_send(operation)]
+            if self.reintegration is not None:
+                self.reintegration.changed(node.identity for operation in sendable for node in operation.needs)
             for operation in sendable[:-1]:
                 self._enqueue(operation.fields, _nothing, None)
             if sendable:
@@ -304,11 +335,17 @@ class Source:
 
     def _can_send(self, operation: Operation) -> bool:
         """Whether the target can take the operation; what it cannot take yet is left to reintegration."""
-        ready = [node.declared == self.session or self._declare(node) for node in operation.needs]
+        ready = [self._is_known(node) for node in operation.needs]
         if all(ready):
             return True
         self.reintegration.unsent(operation.needs)
         return False
+
+    def _is_known(self, node: Node) -> bool:
+        """Whether the target has the object, and a directory as it is here, and has been told of it."""
+        if self.reintegration is not None and node.is_directory and not self.reintegration.knows(node):
+            return False
+        return node.declared == self.session or self._declare(node)
 
     def sends(self, node: Node) -> bool:
         """Whether changes of this object's content go to the target."""
@@ -317,23 +354,40 @@ class Source:
         return not node.orphan and (node.declared == self.session or self._declare(node))
 
     def _declare(self, node: Node) -> bool:
-        """Tell the target where an object is that it has not been told of in this session."""
-        if node.orphan or node.parent is None:
-            return False
-        if node.parent.declared != self.session and not self._declare(node.parent):
-            return False
-        if self.reintegration is not None and not self.reintegration.knows(node):
-            return False
-        self._enqueue((Kind.DECLARE, node.identity, node.parent.identity, node.name), _nothing, None)
-        node.declared = self.session
+        """Tell the target where an object is that it has not been told of in this session; False if it cannot be."""
+        chain = []
+        item: Node | None = node
+        while item is None or item.declared != self.session:
+            if item is None or item.orphan or item.parent is None:
+                return False
+            if self.reintegration is not None and not self.reintegration.knows(item):
+                return False
+            chain.append(item)
+            item = self.nodes.by_identity.get(item.parent.identity, item.parent)
+        for item in reversed(chain):
+            assert item.parent is not None
+            self._enqueue((Kind.DECLARE, item.identity, item.parent.identity, item.name), _nothing, None)
+            item.declared = self.session
         return True
+
+    def declare_at(self, node: Node, directory: bytes, name: bytes) -> None:
+        """Tell the target that an object is under this name: reintegration has just listed it."""
+        if node.declared != self.session:
+            self._enqueue((Kind.DECLARE, node.identity, directory, name), _nothing, None)
+            node.declared = self.session
+
+    def name_lost(self, node: Node) -> None:
+        """The name by which we know an object is about to go, but not its last: the target must hold it before."""
+        if not self.sends(node) and self.reintegration is not None:
+            self.reintegration.walk_again()
 
     def forget(self, node: Node) -> None:
         """The kernel has forgotten the object; the target may close it too."""
         self._touched.discard(node)
+        declared, node.declared = node.declared, -1
         if self.reintegration is not None and self.reintegration.holds(node.identity):
             return
-        if node.declared == self.session and self.mode in (PRIM, REINTEGRATING) and not node.orphan:
+        if declared == self.session and self.mode in (PRIM, REINTEGRATING) and not node.orphan:
             self._enqueue((Kind.FORGET, node.identity), _nothing, None)
 
     def send_data(
@@ -371,9 +425,13 @@ class Source:
     # --- the link -------------------------------------------------------------------------------------------------
 
     def send(self) -> None:
-        """Give the connection what it takes now. Raises LinkLost."""
-        if self.connection is not None:
-            self.connection.send(self.out)
+        """Give the connection what it takes now. A broken one is remembered: nothing that is under way in the core
+        may be torn off in the middle because the link is gone; the loop looks at ``broken`` afterwards."""
+        if self.connection is not None and self.broken is None:
+            try:
+                self.connection.send(self.out)
+            except LinkLost as error:
+                self.broken = error
 
     @property
     def congested(self) -> bool:
@@ -398,6 +456,7 @@ class Source:
     def link_lost(self) -> None:
         """The connection is gone: freeze, or go on alone when that was decided already."""
         self.connection = None
+        self.broken = None
         self.out.clear()
         if self.mode is PRIM:
             self.mode = FROZEN
@@ -413,11 +472,13 @@ class Source:
         waits = self._waits
         self._waits = {}
         for sequence, wait in waits.items():
-            if sequence <= applied and wait.node is not None:  # its answer may have been lost: ask again
-                fields = (Kind.FLUSH, wait.node.identity, True)
-                self._waits[self._enqueue(fields, _nothing, None)] = wait
-            else:
+            if sequence > applied:
                 self._waits[sequence] = wait
+            elif wait.node is not None and wait.node.orphan:
+                wait.remote = False
+                self._flush_step(wait)
+            else:  # its answer may have been lost: ask again
+                self._waits[self._enqueue(wait.asked, _nothing, None)] = wait
         self.mode = PRIM
         self._release_held()
 
@@ -490,6 +551,17 @@ class Source:
         else:
             act()
 
+    def commit_marks_now(self) -> None:
+        """Make durable what is staged, and wait for it: for the steps that must not be overtaken. The log is idle."""
+        assert not self._committing
+        self.activity.commit_began()
+        self.log.commit_now()
+        self.activity.commit_ended()
+        self._staged = False
+        waiters, self._staged_waiters = self._staged_waiters, []
+        for resume in waiters:
+            resume()
+
     def staged(self) -> None:
         """Records were staged that nobody waits for."""
         self._staged = True
@@ -497,10 +569,10 @@ class Source:
     def flush_everything(self, root_fd: int, done: Callable[[int], None]) -> None:
         """Flush all files of both copies, then ``done(errno)``."""
         self.apply_local()
-        wait = FlushWait(None, done)
+        wait = FlushWait(None, done, (Kind.FLUSH_ALL,))
         if self.mode is PRIM or self.mode is REINTEGRATING:
             wait.remote = True
-            self._waits[self._enqueue((Kind.FLUSH_ALL,), _nothing, None)] = wait
+            self._waits[self._enqueue(wait.asked, _nothing, None)] = wait
         self.sync_file_system(root_fd, lambda error: self._local_done(wait, error))
 
     def _local_done(self, wait: FlushWait, error: int) -> None:
@@ -521,11 +593,11 @@ class Source:
             done(errno.EIO)
             return
         self.apply_local()
-        wait = FlushWait(node, done)
+        wait = FlushWait(node, done, (Kind.FLUSH, node.identity, data_only))
         if self.sends(node):
             self.carry_times(node)
             wait.remote = True
-            self._waits[self._enqueue((Kind.FLUSH, node.identity, data_only), _nothing, None)] = wait
+            self._waits[self._enqueue(wait.asked, _nothing, None)] = wait
         node.unflushed = 0
         self.flush_local(node.data_fd, wait, data_only)
 
@@ -537,10 +609,10 @@ class Source:
         if self.mode is STOPPED:
             done(errno.EIO)
             return
-        wait = FlushWait(node, done)
+        wait = FlushWait(node, done, (Kind.FLUSH, node.identity, data_only))
         if self.sends(node):
             wait.remote = True
-            self._waits[self._enqueue((Kind.FLUSH, node.identity, data_only), _nothing, None)] = wait
+            self._waits[self._enqueue(wait.asked, _nothing, None)] = wait
         self.flush_local(fd, wait, data_only)
 
     def flush_before_close(self, node: Node, done: Callable[[Node], None]) -> None:
@@ -551,19 +623,7 @@ class Source:
 
     def flush_local(self, fd: int, wait: FlushWait, data_only: bool) -> None:
         """Have the kernel flush a local file without waiting for it."""
-        self._token += 1
-        self._local_waits[self._token] = wait
-        self.flushes.submit(fd, self._token, data_only)
-
-    def local_flushes_completed(self) -> None:
-        """The flush queue has something to say."""
-        for token, error in self.flushes.completed():
-            wait = self._local_waits.pop(token)
-            wait.local = False
-            if error:
-                self.disk_failed(f"flushing: {os.strerror(error)}")
-                wait.error = error
-            self._flush_step(wait)
+        self.flushes.flush(fd, data_only, lambda error: self._local_done(wait, error))
 
     def _flush_step(self, wait: FlushWait) -> None:
         if not wait.local and not wait.remote:
@@ -576,22 +636,28 @@ class Source:
 
     def made(self, node: Node, parent: Node) -> list[Operation]:
         """A new object: the target knows it by the MAKE that tells of it, if its directory is known there."""
-        if self.mode in (PRIM, REINTEGRATING) and (parent.declared == self.session or self._declare(parent)):
+        if self.mode in (PRIM, REINTEGRATING) and self._is_known(parent):
             node.declared = self.session
             if self.reintegration is not None:
                 self.reintegration.made(node)
         return []
 
+    def removed(self, identity: bytes) -> None:
+        """The last name of an object is gone."""
+        if self.reintegration is not None:
+            self.reintegration.removed(identity)
+
     def carry_times(self, node: Node) -> None:
         """Send the modification time of an object that was changed."""
         if not node.touched:
             return
-        node.touched = False
-        self._touched.discard(node)
         if self.sends(node):
-            fd = node.data_fd if node.data_fd >= 0 else node.fd
-            if fd >= 0:
-                self._enqueue(attributes(node, mtime_ns=os.fstat(fd).st_mtime_ns), _nothing, None)
+            fd = node.data_fd if node.data_fd >= 0 else self.path_fd(node)
+            self._enqueue(attributes(node, mtime_ns=os.fstat(fd).st_mtime_ns), _nothing, None)
+        elif self.mode is FROZEN or self.mode is REINTEGRATING:
+            return  # later
+        node.touched = False  # alone, the next reintegration carries it
+        self._touched.discard(node)
 
     def touch(self, node: Node) -> None:
         """The object's modification time has changed here and must be carried sooner or later."""
@@ -616,7 +682,16 @@ class Source:
         (self._staged_waiters if self._staged else self._committing_waiters).append(resume)
 
     def _commit_marks(self) -> None:
-        fd = self.log.begin_commit()
+        if self.log.is_everything and self.log.failure is not None:
+            self._marks_are_everything()
+            return
+        try:
+            fd = self.log.begin_commit()
+        except DirtyLogFailed as error:
+            log.error("%s", error)
+            self.log.set_everything()
+            self._marks_are_everything()
+            return
         if fd is None:
             return
         self.activity.commit_began()
@@ -624,6 +699,15 @@ class Source:
         self._committing = True
         self._committing_waiters, self._staged_waiters = self._staged_waiters, []
         self.flush_local(fd, FlushWait(None, self._marks_committed), True)
+
+    def _marks_are_everything(self) -> None:
+        """The log cannot be written (its disk is full): "everything is dirty" is on disk, and covers any mark."""
+        self.activity.commit_began()
+        self.activity.commit_ended()
+        self._staged = False
+        waiters, self._staged_waiters = self._staged_waiters, []
+        for resume in waiters:
+            resume()
 
     def _marks_committed(self, error: int) -> None:
         self.log.end_commit(error)

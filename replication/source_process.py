@@ -6,7 +6,6 @@ source goes on alone or stops.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
@@ -26,11 +25,11 @@ from hotpair.replication.activity import ActivityLog
 from hotpair.replication.dirty_log import DirtyLogUnusable
 from hotpair.replication.dirty_log_io import DirtyLog
 from hotpair.replication.errors import BadConfiguration, LinkLost, MirrorError, ProtocolError, WrongDirectory
+from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import (
     DESCRIPTORS_SPARE,
-    HELLO_TIMEOUT_S,
     MAX_MESSAGE,
     PROBE_INTERVAL_S,
     PROTOCOL_VERSION,
@@ -54,6 +53,7 @@ log = logging.getLogger("hotpair.replication")
 COLD_READERS: Final = 16
 TICK_S: Final = 0.1
 CONTROL_TIMEOUT_S: Final = 5.0
+GREETING_S: Final = 2.0  # a verdict by time waits so long for the answer to a hello
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class SourceProcess:
         self._boot = boot_id()
         self._root_identity = ensure_identity(self._root_fd)
         self.record = self._load_record()
-        self._flushes = linux_io.FlushQueue()
+        self._flushes = Flusher()
         self._log, marks = self._open_log()
         self._activity = ActivityLog(marks, options.hot_extents)
         self.source = Source(
@@ -115,7 +115,7 @@ class SourceProcess:
         self._probed_at = 0.0
         self._progress = 0
         self._progress_at = time.monotonic()
-        self._lost_at = time.monotonic()
+        self._frozen_since = time.monotonic()
         self._reconnect_at = 0.0
         self._ticked_at = 0.0
         self._flush_all = 0  # sequence number of the FLUSH_ALL that ends a reintegration, 0: none
@@ -135,6 +135,8 @@ class SourceProcess:
         self._fuse_connection = fuse_io.connection_number(options.directory)
         self.tap = FuseTap(self._fuse_fd, self._root_fd, self.source, self._activity, limit // 2, options.cache)
         self.tap.cold_read = self._cold_read
+        self.source.nodes = self.tap.nodes
+        self.source.path_fd = self.tap.descriptors.get
 
     # --- start ----------------------------------------------------------------------------------------------------
 
@@ -190,6 +192,9 @@ class SourceProcess:
         if opened.counter != self.record.log_counter:
             self._store(replace(self.record, log_counter=opened.counter))
         opened.confirm_record(opened.counter)
+        opened.compact(marks)  # each start moves the counter on, so that a log restored from a backup is known as such
+        self._store(replace(self.record, log_counter=opened.counter))
+        opened.confirm_record(opened.counter)
         return opened, marks
 
     def _store(self, record: Record) -> None:
@@ -205,7 +210,7 @@ class SourceProcess:
             signal.signal(sig, self._signalled)
         self._watch(self._fuse_fd, self._take)
         self._watch(self._delivery.fileno(), self._delivered)
-        self._watch(self._flushes.fileno(), self.source.local_flushes_completed)
+        self._watch(self._flushes.fileno(), self._flushes.completed)
         self._watch(self._helper.fileno(), self._helped)
         self._connector.connect()
         poll = self._epoll.poll
@@ -229,12 +234,14 @@ class SourceProcess:
                     self._pause(fuse_fd)
                 elif self._paused:
                     self._unpause(fuse_fd)
+                now = time.monotonic()
+                if now - self._ticked_at >= TICK_S:
+                    self._ticked_at = now
+                    self._tick(now)
+                if source.broken is not None:
+                    raise source.broken
             except (LinkLost, ProtocolError) as error:
                 self._link_lost(str(error))
-            now = time.monotonic()
-            if now - self._ticked_at >= TICK_S:
-                self._ticked_at = now
-                self._tick(now)
         return self._exit_code
 
     _paused = False
@@ -361,6 +368,8 @@ class SourceProcess:
                     return
         del received[:start]
         self._heard_at = time.monotonic()
+        if connection.pending():
+            self._receive()
 
     def _message(self, fields: list[Any]) -> None:
         kind = fields[0]
@@ -402,8 +411,7 @@ class SourceProcess:
         self._connection = None
         self.in_sync = False
         self._flush_all = 0
-        self._lost_at = time.monotonic()
-        self._reconnect_at = self._lost_at + RECONNECT_INTERVAL_S
+        self._reconnect_at = time.monotonic() + RECONNECT_INTERVAL_S
         before = self.source.mode
         if self.source.reintegration is not None:
             self.source.reintegration.close()
@@ -415,15 +423,17 @@ class SourceProcess:
             log.info("resuming the session after operation %d", welcome["applied"])
             before = self.source.mode
             self.source.resume(welcome["applied"])
-            self.in_sync = True
             self._state_changed(before)
+            self._synchronised()
             return
         theirs = records.decode(welcome["record"]) if welcome["record"] else None
         meeting = self._meet(theirs, welcome["boot"])
         if meeting.source is not Side.ME:
             raise LinkLost(f"not reintegrated: {meeting.reason}")
-        full = meeting.copying is Copying.FULL or self._log.is_everything or welcome["marks"] is None
-        self.source.when_log_is_idle(lambda: self._begin(welcome, full))
+        unknown = welcome["marks"] is None or (welcome["marks"] and welcome["extent_shift"] != self.source.shift)
+        full = meeting.copying is Copying.FULL or self._log.is_everything or bool(unknown)
+        connection = self._connection
+        self.source.when_log_is_idle(lambda: self._begin(connection, welcome, full))
 
     def _meet(self, theirs: Record | None, their_boot: str) -> Meeting:
         return records.meet(
@@ -435,26 +445,25 @@ class SourceProcess:
             preferred=Side.ME,
         )
 
-    def _begin(self, welcome: dict[str, Any], full: bool) -> None:
+    def _begin(self, connection: Connection | None, welcome: dict[str, Any], full: bool) -> None:
         """Durably log all that is to be copied, then have the target give up its claim to be consistent."""
-        if self._connection is None:
+        if self._connection is not connection:
             return
         self._full = full
         if full:
             self._log.set_everything()
         for record in self._activity.union(decode_marks(welcome["marks"] or [])):
             self._log.stage(record)
-        self._log.commit_now()
-        self._activity.commit_began()
-        self._activity.commit_ended()
+        self.source.commit_marks_now()
         self._session = None
         self.source.message(Kind.BEGIN_REINTEGRATION, self.record.generation, full)
 
     def _target_is_inconsistent(self) -> None:
-        self.source.when_log_is_idle(self._start_reintegration)
+        connection = self._connection
+        self.source.when_log_is_idle(lambda: self._start_reintegration(connection))
 
-    def _start_reintegration(self) -> None:
-        if self._connection is None:
+    def _start_reintegration(self, connection: Connection | None) -> None:
+        if self._connection is not connection:
             return
         self._go_solo()
         before = self.source.mode
@@ -479,7 +488,7 @@ class SourceProcess:
         alone = records.go_alone(self.record, new_identity(), boot=self._boot)
         if alone.generation != self.record.generation:
             self._log.stage(dirty_log.generation(alone.generation))
-            self._log.commit_now()
+            self.source.commit_marks_now()
         if alone != self.record:
             self._store(alone)
 
@@ -524,7 +533,7 @@ class SourceProcess:
         self._link_lost(what)
         self.reason = what
         if outdated and self.source.mode is FROZEN:
-            self._go_alone()
+            self.source.when_log_is_idle(self._go_alone)
         self._reconnect_at = time.monotonic() + 5.0
 
     def _refused(self, reason: str) -> None:
@@ -636,11 +645,14 @@ class SourceProcess:
             if not self._stopping and now >= self._reconnect_at:
                 self._reconnect_at = now + 3600.0  # the connector tries again by itself until it has one
                 self._connector.connect()
-            after = self.options.alone_after_s
-            if source.mode is FROZEN and after is not None and now - self._lost_at >= after:
-                source.when_log_is_idle(self._go_alone)
         else:
             self._probe(now)
+        # Counted from when it froze, with or without a connection: a target that accepts and does not answer is none
+        after = self.options.alone_after_s
+        if source.mode is not FROZEN:
+            self._frozen_since = now
+        elif after is not None and now - self._frozen_since >= after and not self._greeting(now):
+            source.when_log_is_idle(self._go_alone)
         if source.mode is PRIM and not source.inflight:
             source.carry_all_times()
             source.turn_end()
@@ -655,11 +667,7 @@ class SourceProcess:
         if now - self._probed_at >= PROBE_INTERVAL_S:
             self._probed_at = now
             source.message(Kind.PROBE, time.monotonic_ns())
-            try:
-                source.send()
-            except LinkLost as error:
-                self._link_lost(str(error))
-                return
+            source.send()
         if source.applied != self._progress or not source.inflight:
             self._progress = source.applied
             self._progress_at = now
@@ -668,8 +676,10 @@ class SourceProcess:
             self._link_lost(f"no progress on outstanding operations for {limit:g} s")
         elif now - self._heard_at > limit:
             self._link_lost(f"nothing heard from the peer for {limit:g} s")
-        elif self._hello_at and now - self._hello_at > HELLO_TIMEOUT_S and source.mode is FROZEN and not self._session:
-            self._hello_at = 0.0
+
+    def _greeting(self, now: float) -> bool:
+        """Whether a connection is new enough that the target may still answer the hello."""
+        return self._connection is not None and now - self._hello_at < GREETING_S
 
     def _evict(self) -> None:
         """Let the least recently used marks go, a quarter at a time, after both copies have flushed."""
@@ -733,11 +743,16 @@ class SourceProcess:
 
     def _stopped(self, error: int) -> None:
         if not error and self.source.mode is PRIM:
-            self._log.compact(dirty_log.Marks())
-            self._store(replace(self.record, log_counter=self._log.counter))
-            self.source.message(Kind.BYE, "stopped")
-            with contextlib.suppress(LinkLost):
-                self.source.send()
+            self.source.when_log_is_idle(self._stopped_in_sync)
+        else:
+            self._end()
+
+    def _stopped_in_sync(self) -> None:
+        """Both copies are on disk and equal: nothing needs a mark any more."""
+        self._log.compact(dirty_log.Marks())
+        self._store(replace(self.record, log_counter=self._log.counter))
+        self.source.message(Kind.BYE, "stopped")
+        self.source.send()
         self._end()
 
     def _end(self) -> None:

@@ -77,6 +77,8 @@ class FuseTap:
         self.descriptors = Descriptors(root_fd, descriptor_limit)
         self.root = self._make_root()
         self._orphans_fd = tree_io.private_directory(root_fd, b"orphans")
+        for name in os.listdir(self._orphans_fd):  # of a mirror that was killed
+            tree_io.remove_tree(self._orphans_fd, os.fsencode(name))
         self.agreed = 0  # INIT flags
         source.answer_write = self._answer_write
         source.fail_write = self._fail_write
@@ -276,11 +278,10 @@ class FuseTap:
                 self._remove_orphan(node)
 
     def _remove_orphan(self, node: Node) -> None:
-        name = node.identity.hex().encode()
-        if node.is_directory:
-            os.rmdir(name, dir_fd=self._orphans_fd)
-        else:
-            os.unlink(name, dir_fd=self._orphans_fd)
+        try:
+            tree_io.remove_tree(self._orphans_fd, node.identity.hex().encode())
+        except OSError as error:
+            log.error("cannot remove what nobody can reach any more: %s", error)
 
     def _attr(self, node: Node, fd: int) -> bytes:
         status = os.fstat(fd)
@@ -439,9 +440,13 @@ class FuseTap:
 
         def perform() -> list[Operation]:
             source.interrupt_chunks(node, offset, offset + length)
-            linux_io.fallocate(node.data_fd, mode, offset, length)
             node.unflushed += 1
             source.touch(node)
+            try:
+                linux_io.fallocate(node.data_fd, mode, offset, length)
+            except OSError as error:  # a full disk may have extended the file before it said so
+                size = os.fstat(node.data_fd).st_size
+                raise PartlyApplied(error, self._content(node, (Kind.TRUNCATE, node.identity, size))) from error
             operations = self._content(node, (Kind.FALLOCATE, node.identity, mode, offset, length))
             # There is no kill flag for fallocate: the kernel leaves it to us, and only root may keep the bits.
             status = os.fstat(node.data_fd)
@@ -736,7 +741,6 @@ class FuseTap:
         directory = in_header(slot.memory)[1] == abi.RMDIR
         if parent is self.root and name == PRIVATE_NAME:
             raise OSError(errno.ENOENT, "")
-        removed: list[Node] = []
 
         def perform() -> list[Operation]:
             directory_fd = self._fd(parent)
@@ -748,19 +752,29 @@ class FuseTap:
             finally:
                 os.close(fd)
             last = directory or links == 1
-            if node is not None and not last and (node.parent, node.name) == (parent, name):
-                self._source.sends(node)  # the target must hold it before the name that leads there is gone
-                node.parent, node.name = None, b""
+            known_by_it = node is not None and not last and _is_known_by(node, parent, name)
+            if node is not None and known_by_it:
+                self._source.name_lost(node)
             self._remove_name(directory_fd, name, directory, node if last else None)
-            if node is not None and last:
-                node.orphan = True
-                node.declared = -1  # the target has dropped it
-                removed.append(node)
+            if node is not None and known_by_it:
+                node.parent, node.name = None, b""
+            operation = Operation(
+                (parent, node) if directory and node is not None else (parent,),
+                (Kind.RMDIR if directory else Kind.UNLINK, parent.identity, name, identity, last),
+            )
             self._source.touch(parent)
-            kind = Kind.RMDIR if directory else Kind.UNLINK
-            return [Operation((parent,), (kind, parent.identity, name, identity))]
+            if last:
+                self._source.after_sending(lambda: self._vanished(identity, node))
+            return [operation]
 
         self._source.change((Names(parent.identity),), perform, self._finisher(slot))
+
+    def _vanished(self, identity: bytes, node: Node | None) -> None:
+        """The last name of an object is gone; the operation that says so has been sent, where it could be."""
+        self._source.removed(identity)
+        if node is not None:
+            node.orphan = True
+            node.declared = -1  # the target has dropped it
 
     def _remove_name(self, directory_fd: int, name: bytes, directory: bool, node: Node | None) -> None:
         """Remove a name; what the kernel still holds lives on among the orphans, where a new mirror finds it."""
@@ -802,23 +816,28 @@ class FuseTap:
                 return []
             vanishes = replaced is not None and not exchange and (links == 1 or replaced.is_directory)
             one_name_less = replaced is not None and not exchange and not vanishes
-            if replaced is not None and one_name_less and (replaced.parent, replaced.name) == (new_parent, new):
-                self._source.sends(replaced)
-                replaced.parent, replaced.name = None, b""
+            known_by_it = replaced is not None and one_name_less and _is_known_by(replaced, new_parent, new)
+            if replaced is not None and known_by_it:
+                self._source.name_lost(replaced)
             if vanishes and replaced is not None and not flags:
                 self._rename_over(old_fd, old, new_fd, new, replaced)
-                replaced.orphan = True
-                replaced.declared = -1
+                gone = replaced
+                self._source.after_sending(lambda: self._vanished(gone.identity, gone))
             else:
                 linux_io.renameat2(old_fd, old, new_fd, new, flags)
+            if replaced is not None and known_by_it:
+                replaced.parent, replaced.name = None, b""
             if moved is not None:
                 moved.parent, moved.name = new_parent, new
             if exchange and replaced is not None:
                 replaced.parent, replaced.name = old_parent, old
             self._source.touch(old_parent)
             self._source.touch(new_parent)
-            fields = (Kind.RENAME, old_parent.identity, old, new_parent.identity, new, flags)
-            return [Operation((old_parent, new_parent), fields)]
+            vanished = replaced.identity if replaced is not None and vanishes else b""
+            fields = (Kind.RENAME, old_parent.identity, old, new_parent.identity, new, flags, vanished)
+            # A directory that is replaced must be known to be empty there as well
+            emptied = (replaced,) if replaced is not None and vanishes and replaced.is_directory else ()
+            return [Operation((old_parent, new_parent, *emptied), fields)]
 
         marks = (Names(old_parent.identity), Names(new_parent.identity))
         self._source.change(marks, perform, self._finisher(slot))
@@ -921,6 +940,11 @@ class FuseTap:
             except FileNotFoundError:
                 pass  # it went away between the listing and now
         return bytes(abi.ENTRY_OUT_PREFIX.size + abi.ATTR.size)
+
+
+def _is_known_by(node: Node, parent: Node, name: bytes) -> bool:
+    """Whether this is the name by which we know an object. The parent may have been forgotten and looked up again."""
+    return node.parent is not None and node.parent.identity == parent.identity and node.name == name
 
 
 def _name(body: memoryview) -> bytes:

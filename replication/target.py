@@ -5,17 +5,20 @@ It decides nothing. It stops at the first operation that fails, and applies noth
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import logging
 import os
 import stat
+import struct
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Final
 
 from hotpair.replication import frames, linux_io, tree_io
 from hotpair.replication.errors import ProtocolError, TargetFailed
+from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, RECEIVE_BUFFER
 from hotpair.replication.objects_io import (
@@ -36,6 +39,17 @@ log = logging.getLogger("hotpair.replication")
 LARGEST_FRAME: Final = LENGTH.size + MAX_MESSAGE + MAX_PAYLOAD
 OPEN_FILES: Final = 2048  # files held open for writing; the least recently used is flushed and closed
 MAX_OFFSET: Final = (1 << 63) - 1
+
+# What a field of another type or range than the protocol's raises, in Python, struct and ctypes
+MALFORMED: Final = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    LookupError,
+    struct.error,
+    ctypes.ArgumentError,
+)
 
 unpack_length = LENGTH.unpack_from
 unpack = frames.unpack
@@ -58,7 +72,7 @@ class Target:
     """One copy and the stream that changes it. One thread owns it."""
 
     def __init__(
-        self, root_fd: int, root_identity: bytes, flushes: linux_io.FlushQueue, descriptor_limit: int, durable: bool
+        self, root_fd: int, root_identity: bytes, flushes: Flusher, descriptor_limit: int, durable: bool
     ) -> None:
         self.root_fd = root_fd
         self.flushes = flushes
@@ -88,9 +102,7 @@ class Target:
         self._end = 0
         self._missing = RECEIVE_BUFFER
         self._open: OrderedDict[Replica, None] = OrderedDict()
-        self._token = 0
-        self._flushing: dict[int, Callable[[int], None]] = {}
-        self._unflushed: set[Replica] = set()  # for durability = "disk"
+        self._serial = 0  # of the session: an answer to an old one's flush is no answer to the new one
         self._apply: dict[int, Callable[[list[Any]], None]] = {
             Kind.TRUNCATE: self._truncate,
             Kind.FALLOCATE: self._fallocate,
@@ -119,6 +131,7 @@ class Target:
         self.detach()
         self.connection = connection
         if fresh:
+            self._serial += 1
             self.applied = 0
             self._forget_all()
         self._acknowledged = self.applied
@@ -180,7 +193,10 @@ class Target:
                         break
                     if sequence != self.applied + 1:
                         self._out_of_order(sequence)
-                    item = objects.get(identity)
+                    try:
+                        item = objects.get(identity)
+                    except TypeError as error:
+                        raise ProtocolError("the peer sent a write to something that is no identity") from error
                     if item is None or item.data_fd < 0:
                         item = self._writable(sequence, identity)
                     if type(offset) is not int or not 0 <= offset <= MAX_OFFSET:
@@ -219,6 +235,8 @@ class Target:
             self.say(Kind.APPLIED, self.applied)
         if self.out:
             connection.send(self.out)
+        if connection.pending():
+            self.receive()
 
     def say(self, *fields: Any) -> None:
         """Queue a message for the source."""
@@ -240,7 +258,7 @@ class Target:
             apply(fields)
         except OSError as error:
             self._fail(sequence, error)
-        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+        except MALFORMED as error:
             # A field of another type than the protocol's. Nothing was applied: the calls check before they act.
             raise ProtocolError(f"the peer sent a malformed {Kind(fields[0]).name}: {error}") from error
         self.applied = sequence
@@ -254,7 +272,7 @@ class Target:
 
     # --- objects --------------------------------------------------------------------------------------------------
 
-    def _object(self, identity: object) -> Replica:
+    def known(self, identity: object) -> Replica:
         item = self.objects.get(identity) if type(identity) is bytes else None
         if item is None:
             raise ProtocolError(f"the peer named an object that it has not declared: {identity!r}")
@@ -265,17 +283,17 @@ class Target:
 
     def register(self, fd: int, identity: bytes) -> Replica:
         """Hold the object behind the O_PATH descriptor ``fd``, which is taken over."""
-        known = self.objects.get(identity)
-        if known is not None:
+        present = self.objects.get(identity)
+        if present is not None:
             os.close(fd)
-            return known
+            return present
         item = Replica(identity, linux_io.name_to_handle(fd), stat.S_IFMT(os.fstat(fd).st_mode), fd)
         self.objects[identity] = item
         self.descriptors.adopt(item)
         return item
 
     def _writable(self, sequence: int, identity: object) -> Replica:
-        item = self._object(identity)
+        item = self.known(identity)
         try:
             self._open_data(item)
         except OSError as error:
@@ -318,22 +336,22 @@ class Target:
 
     def flush(self, fd: int, data_only: bool, done: Callable[[int], None]) -> None:
         """Flush through the kernel's queue; ``done(errno)`` is called from ``flushes_completed``."""
-        self._token += 1
-        self._flushing[self._token] = done
-        self.flushes.submit(fd, self._token, data_only)
+        self.flushes.flush(fd, data_only, done)
 
     def flushes_completed(self) -> None:
-        """The flush queue has something to say."""
-        for token, error in self.flushes.completed():
-            self._flushing.pop(token)(error)
+        """The flush queue has something to say. Raises TargetFailed when a flush failed, LinkLost."""
+        self.flushes.completed()
+        failed, self.failed = self.failed, None
+        if failed is not None:
+            raise TargetFailed(failed)
         self.send()
 
     def _forget_all(self) -> None:
         for item in list(self.objects.values()):
             if item is not self.root:
-                self._drop(item)
+                self.drop(item)
 
-    def _drop(self, item: Replica) -> None:
+    def drop(self, item: Replica) -> None:
         self.objects.pop(item.identity, None)
         self.descriptors.drop(item)
         self._close_data(item)
@@ -344,7 +362,7 @@ class Target:
         _, _, identity, directory, name = fields
         if identity in self.objects:
             return
-        fd = open_path(self._fd(self._object(directory)), check_name(name))
+        fd = open_path(self._fd(self.known(directory)), check_name(name))
         found = read_identity(fd)
         if found != identity:
             os.close(fd)
@@ -352,25 +370,25 @@ class Target:
         self.register(fd, identity)
 
     def _forget(self, fields: list[Any]) -> None:
-        item = self._object(fields[2])
+        item = self.known(fields[2])
         if item is not self.root:
-            self._drop(item)
+            self.drop(item)
 
     def _truncate(self, fields: list[Any]) -> None:
-        item = self._object(fields[2])
+        item = self.known(fields[2])
         os.ftruncate(self._open_data(item), fields[3])
         item.unflushed += 1
 
     def _fallocate(self, fields: list[Any]) -> None:
         _, _, identity, mode, offset, length = fields
-        item = self._object(identity)
+        item = self.known(identity)
         linux_io.fallocate(self._open_data(item), mode, offset, length)
         item.unflushed += 1
 
     def _zero(self, fields: list[Any]) -> None:
         """Zeros without payload: a hole, within the size that the file has."""
         _, _, identity, offset, length = fields
-        item = self._object(identity)
+        item = self.known(identity)
         fd = self._open_data(item)
         mode = linux_io.FALLOC_FL_PUNCH_HOLE | linux_io.FALLOC_FL_KEEP_SIZE
         linux_io.fallocate(fd, mode, offset, length)
@@ -381,20 +399,19 @@ class Target:
     def _make(self, fields: list[Any]) -> None:
         _, _, directory, name, identity, mode, uid, gid, device, link, xattrs = fields
         what = Description(mode, uid, gid, device, link, [(key, value) for key, value in xattrs])
-        fd = tree_io.make(self._fd(self._object(directory)), check_name(name), _identity(identity), what)
+        fd = tree_io.make(self._fd(self.known(directory)), check_name(name), _identity(identity), what)
         self.register(fd, identity)
 
     def _link(self, fields: list[Any]) -> None:
         _, _, identity, directory, name = fields
-        directory_fd = self._fd(self._object(directory))
-        linux_io.linkat_empty(self._fd(self._object(identity)), directory_fd, check_name(name))
+        directory_fd = self._fd(self.known(directory))
+        linux_io.linkat_empty(self._fd(self.known(identity)), directory_fd, check_name(name))
 
     def _unlink(self, fields: list[Any]) -> None:
-        kind, _, directory, name, identity = fields
-        directory_fd = self._fd(self._object(directory))
+        kind, _, directory, name, identity, last = fields
+        directory_fd = self._fd(self.known(directory))
         fd = open_path(directory_fd, check_name(name))
         found = read_identity(fd)
-        links = os.fstat(fd).st_nlink
         os.close(fd)
         if found != identity:
             raise OSError(errno.ESTALE, f"{name!r} is another object here than on the source")
@@ -402,20 +419,27 @@ class Target:
             os.rmdir(name, dir_fd=directory_fd)
         else:
             os.unlink(name, dir_fd=directory_fd)
+        if last:
+            self._vanish(identity)
+
+    def _vanish(self, identity: bytes) -> None:
+        """The object's last name is gone on the source: nothing can reach it after a take-over."""
         item = self.objects.get(identity)
-        if item is not None and (links == 1 or kind == Kind.RMDIR):
-            item.unflushed = 0  # nothing can reach it after a take-over
-            self._drop(item)
+        if item is not None:
+            item.unflushed = 0
+            self.drop(item)
 
     def _rename(self, fields: list[Any]) -> None:
-        _, _, directory, name, new_directory, new_name, flags = fields
-        old_fd = self._fd(self._object(directory))
-        new_fd = self._fd(self._object(new_directory))
+        _, _, directory, name, new_directory, new_name, flags, vanished = fields
+        old_fd = self._fd(self.known(directory))
+        new_fd = self._fd(self.known(new_directory))
         linux_io.renameat2(old_fd, check_name(name), new_fd, check_name(new_name), flags)
+        if vanished:
+            self._vanish(vanished)
 
     def _attributes(self, fields: list[Any]) -> None:
         _, _, identity, mode, uid, gid, mtime_ns = fields
-        fd = self._fd(self._object(identity))
+        fd = self._fd(self.known(identity))
         if uid is not None or gid is not None:
             linux_io.fchownat_empty(fd, -1 if uid is None else uid, -1 if gid is None else gid)
         if mode is not None and stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFLNK:
@@ -425,18 +449,23 @@ class Target:
 
     def _set_xattr(self, fields: list[Any]) -> None:
         _, _, identity, name, value = fields
-        os.setxattr(proc_path(self._fd(self._object(identity))), name, value)
+        os.setxattr(proc_path(self._fd(self.known(identity))), name, value)
 
     def _remove_xattr(self, fields: list[Any]) -> None:
         _, _, identity, name = fields
-        tree_io.remove_xattr(self._fd(self._object(identity)), name)
+        tree_io.remove_xattr(self._fd(self.known(identity)), name)
 
     def _flush(self, fields: list[Any]) -> None:
         _, sequence, identity, data_only = fields
-        item = self._object(identity)
+        item = self.known(identity)
+
+        serial = self._serial
 
         def flushed(error: int) -> None:
+            if serial != self._serial:
+                return
             if error:
+                self.failed = f"flushing: {os.strerror(error)}"
                 self.on_failure(sequence, OSError(error, os.strerror(error)))
             else:
                 self.say(Kind.FLUSHED, sequence)
@@ -460,7 +489,7 @@ class Target:
         _, sequence, identity, offset, length, digest = fields
         if not 0 < length <= MAX_PAYLOAD:
             raise ProtocolError(f"the peer asked for a comparison of {length} bytes")
-        data = os.pread(self._open_data(self._object(identity)), length, offset)
+        data = os.pread(self._open_data(self.known(identity)), length, offset)
         self.say(Kind.CHECKED, sequence, hashlib.blake2b(data, digest_size=32).digest() == digest)
 
     def _listing(self, fields: list[Any]) -> None:

@@ -20,6 +20,7 @@ from hotpair.replication import dirty_log, frames, linux_io
 from hotpair.replication.dirty_log import DirtyLogUnusable
 from hotpair.replication.dirty_log_io import DirtyLog
 from hotpair.replication.errors import BadConfiguration, LinkLost, ProtocolError, TargetFailed, WrongDirectory
+from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import Kind
 from hotpair.replication.limits import (
     BUSY_INTERVAL_S,
@@ -78,7 +79,7 @@ class TargetProcess:
         self._instance = new_identity()
         self._boot = boot_id()
         self.record = self._load_record()
-        self._flushes = linux_io.FlushQueue()
+        self._flushes = Flusher()
         self._limit = descriptor_limit() - DESCRIPTORS_SPARE
         self.target = self._make_target()
         self._delivery = Delivery()
@@ -200,7 +201,7 @@ class TargetProcess:
             log.warning("refused the source: %s", reason)
             self._refuse(connection, reason)
             return
-        resume = self._session is not None and hello["session"] == self._session
+        resume = self._session is not None and hello.get("session") == self._session
         if self.target.connection is not None:
             self._drop_connection()
         if self.record is None and self._root_identity != hello["root"]:
@@ -215,13 +216,15 @@ class TargetProcess:
         self._writes_watched = False
         self._heard_at = time.monotonic()
         self._watch(connection.fileno(), self._receive)
+        marks, shift = self._own_marks()
         welcome = {
             "instance": self._instance,
             "resume": resume,
             "applied": self.target.applied,
             "record": records.encode(self.record) if self.record is not None else b"",
             "boot": self._boot,
-            "marks": self._own_marks(),
+            "marks": marks,
+            "extent_shift": shift,
         }
         self.target.say(Kind.WELCOME, PROTOCOL_VERSION, welcome)
         try:
@@ -264,21 +267,24 @@ class TargetProcess:
             log.info("while refusing: %s", error)
         connection.close()
 
-    def _own_marks(self) -> list[Any] | None:
-        """What this copy may have that the source's has not: our dirty log. None: everything."""
-        if self.record is None or not os.path.exists(self._log_path):
-            return []
+    def _own_marks(self) -> tuple[list[Any] | None, int]:
+        """What this copy may have that the source's has not, from our own dirty log, and its extent shift.
+
+        None: everything. A copy that was only ever a target has no log, and nothing of its own.
+        """
+        if self.record is None or self.record.inconsistent:
+            return [], 0
+        if not os.path.exists(self._log_path):
+            return ([] if self.record.last_role == "SECOND" else None), 0
         try:
-            opened, recovered = DirtyLog.open(self._log_path, self.record, extent_shift=self._log_shift())
+            with open(self._log_path, "rb") as file:
+                shift = dirty_log.decode_header(file.read(dirty_log.HEADER_BYTES)).extent_shift
+            opened, recovered = DirtyLog.open(self._log_path, self.record, extent_shift=shift)
         except DirtyLogUnusable as error:
             log.warning("%s", error)
-            return None
+            return None, 0
         opened.close()
-        return None if recovered.everything else encode_marks(recovered.marks)
-
-    def _log_shift(self) -> int:
-        with open(self._log_path, "rb") as file:
-            return dirty_log.decode_header(file.read(dirty_log.HEADER_BYTES)).extent_shift
+        return (None if recovered.everything else encode_marks(recovered.marks)), shift
 
     def _drop_connection(self) -> None:
         connection = self.target.connection
@@ -324,8 +330,8 @@ class TargetProcess:
 
     def _begin(self, generation: object) -> None:
         """Before the first byte changes: inconsistent, durably, in the source's generation. Then our log may go."""
-        if type(generation) is not bytes:
-            raise ProtocolError("the peer's generation is not a byte string")
+        if type(generation) is not bytes or len(generation) != IDENTITY_SIZE:
+            raise ProtocolError("the peer's generation is not 16 bytes")
         if self.record is None:
             self._store(
                 Record(
@@ -345,8 +351,13 @@ class TargetProcess:
         self.target.say(Kind.INCONSISTENT, generation)
 
     def _take_sync(self, encoded: bytes) -> None:
-        assert self.record is not None
-        self._store(records.take_sync_as_target(self.record, records.decode(encoded), boot=self._boot))
+        if self.record is None or not self.record.inconsistent:
+            raise ProtocolError("the peer offered sync without a reintegration")
+        try:
+            theirs = records.decode(encoded)
+        except (records.RecordDamaged, records.RecordVersion) as error:
+            raise ProtocolError(f"the peer's record: {error}") from error
+        self._store(records.take_sync_as_target(self.record, theirs, boot=self._boot))
         self._session = self._offered
         self.reason = ""
         self._say("state SECOND")

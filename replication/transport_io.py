@@ -68,6 +68,10 @@ class PlainConnection:
             raise LinkLost("the peer closed the connection")
         return size
 
+    def pending(self) -> bool:
+        """Whether something was received that epoll does not see."""
+        return False
+
     def close(self) -> None:
         self._sock.close()
 
@@ -126,6 +130,10 @@ class TlsConnection:
                 return filled
             raise LinkLost(f"the TLS connection to the peer broke: {error}") from error
         return filled
+
+    def pending(self) -> bool:
+        """Whether the TLS layer holds decrypted bytes, which epoll does not see."""
+        return self._sock.pending() > 0
 
     def close(self) -> None:
         self._sock.close()

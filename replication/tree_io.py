@@ -46,11 +46,13 @@ def create(
     gid: int,
     device: int = 0,
     link: bytes = b"",
+    first: bytes = b"",
 ) -> int:
     """Create an object as the caller ``uid``/``gid`` would; an O_PATH descriptor of it.
 
     The file system below decides on umask against default ACL and on the group in set-group-id directories, so the
-    process umask is set for the call. Nothing is left behind when a step fails.
+    process umask is set for the call. Nothing is left behind when a step fails. ``first`` names an attribute that is
+    set before the object gets its identity.
     """
     kind = stat.S_IFMT(mode)
     old = os.umask(umask)
@@ -69,6 +71,8 @@ def create(
         _remove(directory_fd, name, kind)
         raise
     try:
+        if first:
+            os.setxattr(proc_path(fd), first, b"1")
         write_identity(fd, identity)
         if uid or gid:
             _give_to(fd, directory_fd, uid, gid)
@@ -115,9 +119,9 @@ def read_xattrs(fd: int) -> list[tuple[bytes, bytes]]:
     return sorted((name, os.getxattr(path, name)) for name in names if not name.startswith(HIDDEN_XATTRS))
 
 
-def make(directory_fd: int, name: bytes, identity: bytes, what: Description) -> int:
+def make(directory_fd: int, name: bytes, identity: bytes, what: Description, first: bytes = b"") -> int:
     """Create an object that is exactly ``what``; an O_PATH descriptor of it."""
-    fd = create(directory_fd, name, identity, what.mode, 0, 0, 0, what.device, what.link)
+    fd = create(directory_fd, name, identity, what.mode, 0, 0, 0, what.device, what.link, first)
     try:
         set_description(fd, what)
     except OSError:
@@ -164,18 +168,34 @@ def private_directory(root_fd: int, name: bytes) -> int:
 
 
 def remove_tree(directory_fd: int, name: bytes) -> None:
-    """Remove ``name`` and all below it, without following a symlink or crossing a mount."""
+    """Remove ``name`` and all below it, without following a symlink, however deep it is.
+
+    A directory with directories in it has them moved up beside it first, so that one level is open at a time.
+    """
+    if _remove_file(directory_fd, name):
+        return
+    pending = [name]
+    while pending:
+        current = pending.pop()
+        fd = os.open(current, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+        try:
+            for text in os.listdir(fd):
+                child = os.fsencode(text)
+                if not _remove_file(fd, child):
+                    moved = b"removing-" + os.urandom(8).hex().encode()
+                    os.rename(child, moved, src_dir_fd=fd, dst_dir_fd=directory_fd)
+                    pending.append(moved)
+        finally:
+            os.close(fd)
+        os.rmdir(current, dir_fd=directory_fd)
+
+
+def _remove_file(directory_fd: int, name: bytes) -> bool:
+    """Remove what is not a directory; False when it is one."""
     try:
         os.unlink(name, dir_fd=directory_fd)
-        return
     except IsADirectoryError:
-        pass
+        return False
     except FileNotFoundError:
-        return
-    fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
-    try:
-        for child in os.listdir(fd):
-            remove_tree(fd, os.fsencode(child))
-    finally:
-        os.close(fd)
-    os.rmdir(name, dir_fd=directory_fd)
+        pass
+    return True

@@ -230,19 +230,28 @@ class Ledger:
         return wrong
 
     def _check_pages(self, directory: str, settle: bool) -> list[str]:
-        wrong = []
         tags = {file: read_tags(directory, file) for file in {file for file, _ in self.pages}}
-        for (file, page), candidates in self.pages.items():
-            found = tags[file][page] if page < len(tags[file]) else NOTHING
-            there = [one for one in candidates if one.tag == found]
-            if not there:
-                wanted = ", ".join(f"{one.tag} ({_when(one)})" for one in candidates)
-                wrong.append(f"{block_path(file)} page {page}: tag {found}, not {wanted}")
-            elif settle:
-                candidates[:] = [Operation(found, "write", there[0].words, there[0].start, self.position)]
+
+        def tag_at(file: int, page: int) -> int:
+            return tags[file][page] if page < len(tags[file]) else NOTHING
+
+        wrong = self.check_pages_of(tag_at)
+        if settle:
+            for (file, page), candidates in self.pages.items():
+                candidates[:] = [Operation(tag_at(file, page), "write", [str(file)], self.position, self.position)]
         for file, found_tags in tags.items():
             strange = [page for page, tag in enumerate(found_tags) if tag and (file, page) not in self.pages]
             wrong += [f"{block_path(file)} page {page}: never written, has data" for page in strange]
+        return wrong
+
+    def check_pages_of(self, tag_at: Callable[[int, int], int]) -> list[str]:
+        """Pages, by ``tag_at(file, page)``, that hold none of the writes of which one must be there."""
+        wrong = []
+        for (file, page), candidates in self.pages.items():
+            found = tag_at(file, page)
+            if not any(one.tag == found for one in candidates):
+                wanted = ", ".join(f"{one.tag} ({_when(one)})" for one in candidates)
+                wrong.append(f"{block_path(file)} page {page}: tag {found}, not {wanted}")
         return wrong
 
     def _check_names(self, directory: str, settle: bool) -> list[str]:
