@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TEST_PACKAGES := fio attr acl postgresql sqlite3 iproute2 openssl
-BENCH_PACKAGES := fio glusterfs-server glusterfs-client qemu-system-x86 qemu-utils qemu-block-extra gcc libc6-dev openssl iproute2
+BENCH_PACKAGES := fio glusterfs-server glusterfs-client qemu-system-x86 qemu-utils qemu-block-extra qemu-system-common gcc libc6-dev openssl iproute2
 SOURCES := pyproject.toml $(shell find hotpair actors cluster replication hyperv -name '*.py')
 
 .PHONY: test lint types unit packages bench-packages bench torture mutants clean
@@ -52,7 +52,7 @@ unit: $(VENV)/installed packages
 	$(BIN)/pytest
 
 bench: bench-packages
-	$(BIN)/python -P -m bench $(BENCH_ARGUMENTS)
+	$(BIN)/python -m bench $(BENCH_ARGUMENTS)
 
 torture: $(VENV)/installed packages
 	$(BIN)/pytest tests/torture.py -m long -o timeout=86400 $(TORTURE_ARGUMENTS)

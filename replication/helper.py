@@ -60,7 +60,10 @@ def serve(sock: socket.socket, memory: mmap.mmap, chunk_size: int) -> None:
 
 def receive(sock: socket.socket) -> tuple[bytes, array.array[int]]:
     """One job and its descriptors; empty at the end."""
-    data, ancillary, _, _ = sock.recvmsg(4096, socket.CMSG_SPACE(16))
+    try:
+        data, ancillary, _, _ = sock.recvmsg(4096, socket.CMSG_SPACE(16))
+    except ConnectionResetError:  # the mirror process was killed with jobs in the socket
+        return b"", array.array("i")
     fds = array.array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -119,7 +119,6 @@ class Source:
         self.on_disk_failure: Callable[[str], None]
         self.reintegration: Any = None
         self.sync_file_system: Callable[[int, Callable[[int], None]], None]
-        self.sent_bytes = 0
         self.progress_at = time.monotonic()
         self._local: list[tuple[Node, memoryview, int, Slot]] = []
         self._waits: dict[int, FlushWait] = {}  # by the sequence number of the FLUSH or FLUSH_ALL

@@ -106,6 +106,7 @@ class SourceProcess:
         self._spinner = Spinner(SPIN_S)
         self._handlers: dict[int, Callable[[], None]] = {}
         self._connection: Connection | None = None
+        self._sent_before = 0  # bytes, over the connections that are gone
         self._writes_watched = False
         self._received = bytearray()
         self._session: bytes | None = None  # the session in which the pair is in sync
@@ -225,6 +226,8 @@ class SourceProcess:
                     handler = handlers.get(fd)
                     if handler is not None:
                         handler()
+                if self._ended:
+                    break
                 source.turn_end()
                 if source.reintegration is not None:
                     source.reintegration.step()
@@ -407,6 +410,7 @@ class SourceProcess:
             self._say(f"link lost: {reason}")
         self.reason = reason
         self._unwatch(self._connection.fileno())
+        self._sent_before += self._connection.sent
         self._connection.close()
         self._connection = None
         self.in_sync = False
@@ -605,6 +609,7 @@ class SourceProcess:
         """What this mirror is doing. Reads what the loop keeps, so that it answers while the loop waits."""
         source = self.source
         reintegration = source.reintegration
+        connection = self._connection
         return {
             "role": "source",
             "state": source.mode.value,
@@ -615,7 +620,7 @@ class SourceProcess:
             "dirty_extents": self._activity.count,
             "in_flight": len(source.inflight),
             "held": len(source.held),
-            "sent_bytes": source.sent_bytes,
+            "sent_bytes": self._sent_before + (connection.sent if connection is not None else 0),
             "nodes": len(self.tap.nodes.by_number),
             "fuse_connection": self._fuse_connection,
             "reintegration": reintegration.progress() if reintegration is not None else None,
@@ -761,6 +766,7 @@ class SourceProcess:
         self._connector.close()
         if self._connection is not None:
             self._connection.close()
+            self._connection = self.source.connection = None
         os.close(self._fuse_fd)
         fuse_io.unmount(self.options.directory)
         self._reader.close()

@@ -30,6 +30,7 @@ class PlainConnection:
         self._send = sock.sendmsg
         self._receive = sock.recv_into
         self.wants_write = False
+        self.sent = 0  # bytes
 
     def fileno(self) -> int:
         return self._sock.fileno()
@@ -39,6 +40,7 @@ class PlainConnection:
         try:
             while views:
                 sent = self._send(views if len(views) <= VECTORS else list(islice(views, VECTORS)))
+                self.sent += sent
                 while sent:
                     first = views[0]
                     size = len(first)
@@ -83,6 +85,7 @@ class TlsConnection:
         prepare(sock)
         self._sock = sock
         self.wants_write = False
+        self.sent = 0  # bytes
         self._joined: memoryview | None = None
 
     def fileno(self) -> int:
@@ -95,6 +98,7 @@ class TlsConnection:
                 if self._joined is None:
                     self._joined = _join_small(views)
                 sent = self._sock.send(self._joined)
+                self.sent += sent
                 rest = self._joined[sent:]
                 self._joined = None
                 if rest:

@@ -25,6 +25,7 @@ from hotpair.replication import frames, helper, linux_io
 from hotpair.replication.activity import ActivityLog
 from hotpair.replication.dirty_log_io import DirtyLog, OsFiles
 from hotpair.replication.errors import LinkLost, ProtocolError, TargetFailed
+from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import CHUNK, CHUNKS_IN_WORK, REQUEST_SLOTS
@@ -91,6 +92,9 @@ class WireEnd:
         view[:size] = arrived[:size]
         del arrived[:size]
         return size
+
+    def pending(self) -> bool:
+        return False
 
     def close(self) -> None:
         pass
@@ -207,8 +211,8 @@ class StreamPair:
             f"{self.base}/log", root=self.identity, generation=b"g" * 16, boot="", extent_shift=EXTENT.bit_length() - 1,
             counter=1, files=QuietFiles(), step=1 << 16,
         )  # fmt: skip
-        queue = cast(linux_io.FlushQueue, self.flushes)
-        self.source = Source(self.log, self.activity, queue, EXTENT, False, 1 << 42)
+        self._flusher = Flusher(cast(linux_io.FlushQueue, self.flushes))
+        self.source = Source(self.log, self.activity, self._flusher, EXTENT, False, 1 << 42)
         self.disk_failures: list[str] = []
         self.source.on_disk_failure = self.disk_failures.append
         self.source.sync_file_system = lambda _, done: done(0)
@@ -220,6 +224,8 @@ class StreamPair:
         self._tap_end = theirs
         self.tap = FuseTap(theirs.fileno(), self.source_root, self.source, self.activity, 1000, "direct")
         self.tap.cold_read = lambda slot, node, offset, size: False
+        self.source.nodes = self.tap.nodes
+        self.source.path_fd = self.tap.descriptors.get
         self.target: Target
         self.start_target()
         self.to_target, self.to_source = Wire(), Wire()
@@ -262,8 +268,8 @@ class StreamPair:
 
     def start_target(self) -> None:
         """A new process on the same copy: it knows nothing of the session."""
-        queue = cast(linux_io.FlushQueue, self.target_flushes)
-        target = self.target = Target(self.target_root, self.identity, queue, 1000, False)
+        flusher = Flusher(cast(linux_io.FlushQueue, self.target_flushes))
+        target = self.target = Target(self.target_root, self.identity, flusher, 1000, False)
         target.listing = Listing(target)
         target.on_message = self._for_target
         target.on_failure = lambda sequence, error: None
@@ -298,9 +304,10 @@ class StreamPair:
 
     def cut(self, reason: str = "") -> None:
         """The link is lost: what was not delivered is gone. The source notices at its next turn."""
-        self.to_target.cut = self.to_source.cut = True
-        self.to_target.arrived.clear()
-        self.to_source.arrived.clear()
+        for wire in (self.to_target, self.to_source):
+            wire.cut = True
+            wire.arrived.clear()
+            wire.waiting.clear()
         self.target.detach()
         self._source_lost(reason)
 
@@ -355,6 +362,8 @@ class StreamPair:
         """One step of either loop; what ends the connection there ends it here."""
         try:
             step()
+            if self.source.broken is not None:
+                raise self.source.broken
         except (LinkLost, ProtocolError, TargetFailed) as error:
             self.cut(f"{type(error).__name__}: {error}")
 
@@ -370,7 +379,7 @@ class StreamPair:
             self.guarded(self.source.turn_end)
 
     def flushed(self) -> None:
-        self.guarded(self.source.local_flushes_completed)
+        self.guarded(self._flusher.completed)
         self.guarded(self.target.flushes_completed)
 
     def answer(self) -> None:

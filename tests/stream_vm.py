@@ -249,3 +249,65 @@ class Vm:
 
 def void(_: object) -> None:
     """A result that nobody needs."""
+
+
+# --- stories ------------------------------------------------------------------------------------------------
+
+Pair = tuple[StreamPair, Vm]
+
+
+def settle(pair: Pair, *requests: Request) -> None:
+    """Until nothing happens any more; the requests have succeeded."""
+    pair[0].run()
+    pair[1].hear()
+    assert [request.code for request in requests] == [0] * len(requests)
+
+
+def fill(pair: Pair, *paths: str, content: bytes = b"") -> None:
+    """Make directories (ending with a slash) and files in the source's copy, before the mirror knows them."""
+    for path in paths:
+        if path.endswith("/"):
+            os.mkdir(f"{pair[0].source_dir}/{path}")
+        else:
+            with open(f"{pair[0].source_dir}/{path}", "wb") as file:
+                file.write(content or path.encode())
+
+
+def finish(pair: Pair) -> None:
+    """To the end of the reintegration: equal, in sync, nothing held, and no trouble on the way."""
+    stream, vm = pair
+    stream.synchronise()
+    vm.hear()
+    assert vm.pending == {}
+    assert stream.differences("files") == []
+    assert stream.lost == []
+    stream.check_nothing_is_held()
+
+
+def small_step(stream: StreamPair, number: int) -> None:
+    """One of the things that can happen next, in turn."""
+    steps: tuple[Callable[[], object], ...] = (
+        stream.turn,
+        stream.helper.perform,
+        stream.answer,
+        stream.flushed,
+        stream.turn,
+        lambda: stream.deliver_frames(1),
+        stream.deliver,
+        stream.deliver_back,
+    )
+    steps[number % len(steps)]()
+
+
+def until_chunk_is_asked(stream: StreamPair) -> None:
+    """The walk is over and the helper has been asked for the first chunk, but has not read it."""
+    for _ in range(1000):
+        if stream.helper.asked and stream.helper.asked[0][0][0] == "chunk":
+            return
+        stream.flushed()
+        stream.helper.perform()
+        stream.answer()
+        stream.turn()
+        stream.deliver()
+        stream.deliver_back()
+    raise AssertionError("no chunk was asked for")

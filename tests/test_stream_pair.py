@@ -8,79 +8,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hotpair.replication import linux_io, reintegration
-from hotpair.replication.activity import Selection
+from hotpair.replication import reintegration
 from hotpair.replication.frames import Kind
 from hotpair.replication.limits import CHUNK
 from hotpair.replication.source import ALONE, FROZEN, PRIM
-from tests.stream_pair import StreamPair
-from tests.stream_vm import Request, Vm
-
-SMALL_STEPS = 60  # more than any of the walks below has
-Pair = tuple[StreamPair, Vm]
+from tests.stream_pair import EXTENT, StreamPair
+from tests.stream_vm import Pair, Request, Vm, fill, finish, settle, small_step, until_chunk_is_asked
 
 
 @pytest.fixture
 def pair() -> Iterator[Pair]:
     with StreamPair() as stream:
         yield stream, Vm(stream)
-
-
-def settle(pair: Pair, *requests: Request) -> None:
-    """Until nothing happens any more; the requests have succeeded."""
-    pair[0].run()
-    pair[1].hear()
-    assert [request.code for request in requests] == [0] * len(requests)
-
-
-def fill(pair: Pair, *paths: str, content: bytes = b"") -> None:
-    """Make directories (ending with a slash) and files in the source's copy, before the mirror knows them."""
-    for path in paths:
-        if path.endswith("/"):
-            os.mkdir(f"{pair[0].source_dir}/{path}")
-        else:
-            with open(f"{pair[0].source_dir}/{path}", "wb") as file:
-                file.write(content or path.encode())
-
-
-def finish(pair: Pair) -> None:
-    """To the end of the reintegration: equal, in sync, nothing held, and no trouble on the way."""
-    stream, vm = pair
-    stream.synchronise()
-    vm.hear()
-    assert vm.pending == {}
-    assert stream.differences("files") == []
-    assert stream.lost == []
-    stream.check_nothing_is_held()
-
-
-def small_step(stream: StreamPair, number: int) -> None:
-    """One of the things that can happen next, in turn."""
-    steps: tuple[Callable[[], object], ...] = (
-        stream.turn,
-        stream.helper.perform,
-        stream.answer,
-        stream.flushed,
-        stream.turn,
-        lambda: stream.deliver_frames(1),
-        stream.deliver,
-        stream.deliver_back,
-    )
-    steps[number % len(steps)]()
-
-
-def until_chunk_is_asked(stream: StreamPair) -> None:
-    """The walk is over and the helper has been asked for the first chunk, but has not read it."""
-    for _ in range(1000):
-        if stream.helper.asked and stream.helper.asked[0][0][0] == "chunk":
-            return
-        stream.flushed()
-        stream.helper.perform()
-        stream.answer()
-        stream.turn()
-        stream.deliver()
-        stream.deliver_back()
-    raise AssertionError("no chunk was asked for")
 
 
 # --- chunks -----------------------------------------------------------------------------------------------------------
@@ -111,12 +50,9 @@ def read_before_sent_after(pair: Pair, change: str) -> None:
     until_chunk_is_asked(stream)
     while stream.helper.perform():
         pass
-    settle_nothing = CONTENT_CHANGES[change](vm)
+    requests = CONTENT_CHANGES[change](vm)
     stream.turn()
-    assert settle_nothing
-    stream.synchronise()
-    vm.hear()
-    assert [request.code for request in settle_nothing] == [0] * len(settle_nothing)
+    settle(pair, *requests)
 
 
 @pytest.mark.parametrize("change", CONTENT_CHANGES)
@@ -171,7 +107,6 @@ def test_zeros_and_holes_replace_what_the_target_has(pair: Pair, full: bool) -> 
     file = vm.open(b"f")
     settle(pair, vm.punch(file, 0, CHUNK))
     settle(pair, *(vm.write(file, CHUNK + start, bytes(CHUNK // 4)) for start in range(0, CHUNK, CHUNK // 4)))
-    settle(pair, vm.truncate(file, 2 * CHUNK), vm.truncate(file, 8 * CHUNK + 5)) if False else None
     settle(pair, vm.truncate(file, 3 * CHUNK))
     settle(pair, vm.truncate(file, 8 * CHUNK + 5))
     stream.begin(full)
@@ -213,143 +148,269 @@ def test_wanted_comes_when_the_file_is_gone(pair: Pair) -> None:
     finish(pair)
 
 
-# --- the walk ---------------------------------------------------------------------------------------------------------
-
-TREE = ("A/", "A/D/", "A/D/E/", "A/D/E/g", "A/D/h", "A/f", "B/", "B/k", "C/", "top")
-Change = Callable[[Vm], list[Request]]
-
-# While the target is away, then while it is reintegrated. Each step's requests are answered before the next begins.
-WALKS: dict[str, tuple[list[Change], list[Change]]] = {
-    "rename a file": ([], [lambda vm: [vm.rename(b"A/f", b"B/f")]]),
-    "rename a file and write": (
-        [],
-        [lambda vm: [vm.rename(b"A/f", b"B/f")], lambda vm: [vm.write(vm.open(b"B/f"), 3, b"!!")]],
-    ),
-    "rename a directory": ([], [lambda vm: [vm.rename(b"A/D", b"B/D")]]),
-    "rename a directory to and fro": (
-        [],
-        [lambda vm: [vm.rename(b"A/D", b"B/D")], lambda vm: [vm.rename(b"B/D", b"A/D")]],
-    ),
-    "rename a directory, then within it": (
-        [],
-        [lambda vm: [vm.rename(b"A/D", b"B/D")], lambda vm: [vm.rename(b"B/D/h", b"B/D/i")]],
-    ),
-    "rename a directory, then it again": (
-        [],
-        [lambda vm: [vm.rename(b"A/D", b"B/D")], lambda vm: [vm.rename(b"B/D", b"B/D2")]],
-    ),
-    "rename below": ([], [lambda vm: [vm.rename(b"A/D/E", b"C/E")], lambda vm: [vm.rename(b"A/D", b"C/E/D")]]),
-    "exchange directories": ([], [lambda vm: [vm.rename(b"A/D", b"B", linux_io.RENAME_EXCHANGE)]]),
-    "rename over an emptied directory": (
-        [lambda vm: [vm.unlink(b"B/k")]],
-        [lambda vm: [vm.rename(b"A/D", b"B")]],
-    ),
-    "remove an emptied directory": ([lambda vm: [vm.unlink(b"B/k")]], [lambda vm: [vm.unlink(b"B")]]),
-    "remove a directory": ([], [lambda vm: [vm.unlink(b"B/k")], lambda vm: [vm.unlink(b"B")]]),
-    "make directories": (
-        [],
-        [lambda vm: [vm.mkdir(b"A/N")], lambda vm: [vm.create(b"A/N/x")], lambda vm: [vm.rename(b"A/N", b"C/N")]],
-    ),
-    "make, fill and move a file": (
-        [],
-        [
-            lambda vm: [vm.create(b"A/D/n")],
-            lambda vm: [vm.write(vm.open(b"A/D/n"), 0, b"data")],
-            lambda vm: [vm.rename(b"A/D/n", b"C/n")],
-        ],
-    ),
-    "names that came and went meanwhile": (
-        [lambda vm: [vm.unlink(b"top")], lambda vm: [vm.create(b"C/c")]],
-        [lambda vm: [vm.create(b"top")], lambda vm: [vm.unlink(b"C/c")]],
-    ),
-    "make a second name": ([], [lambda vm: [vm.link(b"A/f", b"C/f2")], lambda vm: [vm.unlink(b"A/f")]]),
-    "a second name that is new, and written": (
-        [lambda vm: [vm.link(b"A/f", b"C/f2")], lambda vm: [vm.link(b"B/k", b"A/D/k2")]],
-        [lambda vm: [vm.write(vm.open(b"A/f"), 0, b"one")], lambda vm: [vm.write(vm.open(b"A/D/k2"), 0, b"two")]],
-    ),
-    "a second name that is new, the first goes": (
-        [lambda vm: [vm.link(b"A/f", b"C/f2")], lambda vm: [vm.link(b"B/k", b"A/D/k2")]],
-        [
-            lambda vm: [vm.open(b"A/f") and vm.write(vm.open(b"A/f"), 0, b"a")],
-            lambda vm: [vm.unlink(b"A/f"), vm.unlink(b"B/k")],
-            lambda vm: [vm.write(vm.open(b"C/f2"), 1, b"b"), vm.write(vm.open(b"A/D/k2"), 1, b"c")],
-        ],
-    ),
-    "names exchanged meanwhile": (
-        [lambda vm: [vm.rename(b"A/f", b"B/k", linux_io.RENAME_EXCHANGE)]],
-        [lambda vm: [vm.write(vm.open(b"A/f"), 0, b"K")]],
-    ),
-    "moved meanwhile": (
-        [lambda vm: [vm.rename(b"A/D", b"C/D")], lambda vm: [vm.rename(b"B/k", b"A/k")]],
-        [lambda vm: [vm.create(b"C/D/E/new")], lambda vm: [vm.chmod(vm.find(b"A/k"), 0o600)]],
-    ),
-    "attributes": (
-        [lambda vm: [vm.link(b"A/f", b"C/f2")]],
-        [lambda vm: [vm.chmod(vm.find(b"A/f"), 0o640), vm.chmod(vm.find(b"A/D"), 0o700), vm.chmod(vm.root, 0o711)]],
-    ),
-    "forgotten by the kernel": (
-        [],
-        [
-            lambda vm: [vm.create(b"A/D/E/x"), vm.rename(b"A/f", b"B/f")],
-            lambda vm: vm.close(vm.open(b"A/D/E/x")) or [],
-            lambda vm: [] if vm.forget(b"A/D/E/x") and vm.forget(b"A/D/E") and vm.forget(b"A/D") else [],
-            lambda vm: [vm.rename(b"A/D/E/g", b"B/g")],
-        ],
-    ),
-    "a directory is moved out of one that is removed": (
-        [],
-        [
-            lambda vm: [vm.rename(b"A/D/E", b"B/E"), vm.unlink(b"A/D/h")] if False else [vm.rename(b"A/D/E", b"B/E")],
-            lambda vm: [vm.unlink(b"A/D/h")],
-            lambda vm: [vm.unlink(b"A/D")],
-            lambda vm: [vm.write(vm.open(b"B/E/g"), 0, b"G")],
-        ],
-    ),
-}
+# --- the link ---------------------------------------------------------------------------------------------------------
 
 
-def answered_soon(pair: Pair, requests: list[Request]) -> None:
-    """The link goes on, the helper does not, until these are answered."""
+def in_sync_with_files(pair: Pair) -> None:
+    stream, _ = pair
+    fill(pair, "A/", "A/f", "A/D/", "A/D/g", "B/", content=os.urandom(5000))
+    stream.synchronise(full=True)
+
+
+@pytest.mark.parametrize("end", ["the link is lost", "the target is killed"])
+@pytest.mark.parametrize("full", [False, True], ids=["marks", "full"])
+def test_link_lost_at_each_step_of_a_reintegration_and_started_again(end: str, full: bool) -> None:
+    """The same helper serves the next one, with answers to the old one's questions still to come."""
+    for position in range(0, 100, 3):
+        with StreamPair() as stream:
+            pair = stream, Vm(stream)
+            in_sync_with_files(pair)
+            stream.go_alone()
+            settle(pair, pair[1].create(b"B/new"), pair[1].mkdir(b"A/D/H"))
+            settle(pair, pair[1].write(pair[1].open(b"A/f"), 0, os.urandom(3 * EXTENT)))
+            stream.begin(full)
+            for number in range(position):
+                small_step(stream, number)
+            if end == "the link is lost":
+                stream.cut()
+            else:
+                stream.kill_target()
+            if stream.source.mode is FROZEN:  # it was in sync already
+                stream.source.go_alone()
+            settle(pair, pair[1].write(pair[1].open(b"A/f"), 100, b"alone"), pair[1].unlink(b"A/D/g"))
+            stream.begin(full)
+            finish(pair)
+
+
+def some_work(vm: Vm) -> list[Request]:
+    """Of every kind that can be under way at once."""
+    file = vm.open(b"A/f")
+    return [
+        vm.write(file, 10, b"first"),
+        vm.create(b"B/new"),
+        vm.write(file, 12, b"second"),
+        vm.fsync(file),
+        vm.unlink(b"A/D/g"),
+        vm.chmod(vm.find(b"A"), 0o710),
+    ]
+
+
+def test_link_lost_at_each_byte_in_sync_and_resumed() -> None:
+    """However far the stream and the answers have come, nothing is lost, applied twice or answered twice."""
+    size = 1
+    position = 0
+    while position <= size:
+        with StreamPair() as stream:
+            pair = stream, Vm(stream)
+            in_sync_with_files(pair)
+            settle(pair, pair[1].write(pair[1].open(b"A/f"), 0, b"marks the extent"))
+            requests = some_work(pair[1])
+            for _ in range(4):
+                stream.turn()
+                stream.flushed()
+            size = len(stream.to_target.waiting)
+            stream.deliver(position)
+            stream.deliver_back(position % 3)
+            stream.cut()
+            pair[1].hear()
+            assert stream.source.mode is FROZEN
+            frozen = pair[1].write(pair[1].open(b"A/f"), 14, b"third")
+            stream.resume()
+            settle(pair, *requests, frozen)
+            assert stream.differences() == [] and stream.lost == []
+            stream.check_nothing_is_held()
+        position += 13
+
+
+def test_link_breaks_while_a_change_is_made(pair: Pair) -> None:
+    """The change flushes the turn's writes out first, and that is where the break shows: it must not be torn off."""
     stream, vm = pair
+    in_sync_with_files(pair)
+    file = vm.open(b"A/f")
+    settle(pair, vm.write(file, 0, b"marked"), vm.mkdir(b"A/first"))
+    stream.to_target.cut = True
+    requests = [vm.write(file, 0, b"unsent"), vm.mkdir(b"A/second")]
+    stream.turn()
+    vm.hear()
+    assert stream.source.mode is FROZEN
+    assert [request.answered for request in requests] == [False, False]
+    stream.source.go_alone()
+    settle(pair, *requests)
+    stream.begin()
+    stream.lost.clear()
+    finish(pair)
+
+
+def test_everything_is_flushed_after_a_resumption_too(pair: Pair) -> None:
+    stream, _ = pair
+    in_sync_with_files(pair)
+    ended: list[int] = []
+    stream.source.flush_everything(stream.source_root, ended.append)
+    stream.turn()
+    stream.deliver()
+    stream.cut()  # with the answer under way
+    stream.resume()
+    settle(pair)
+    assert ended == [0]
+
+
+def test_write_waits_for_the_verdict_and_orphans_do_not(pair: Pair) -> None:
+    stream, vm = pair
+    in_sync_with_files(pair)
+    file, orphan = vm.open(b"A/f"), vm.open(b"A/D/g")
+    settle(pair, vm.write(file, 0, b"x"), vm.write(orphan, 0, b"x"))
+    settle(pair, vm.unlink(b"A/D/g"))
+    stream.cut()
+    frozen, free = vm.write(file, 0, b"y"), vm.write(orphan, 0, b"y")
+    for _ in range(10):
+        stream.one_of_each()
+    vm.hear()
+    assert (frozen.code, free.code) == (None, 0)
+    stream.source.go_alone()
+    settle(pair, frozen)
+    assert stream.source.mode is ALONE
+
+
+# --- what the target must know ----------------------------------------------------------------------------------------
+
+
+def test_write_in_sync_by_a_descriptor_whose_name_went_while_alone(pair: Pair) -> None:
+    stream, vm = pair
+    fill(pair, "A/", "A/f", "B/")
+    os.link(f"{stream.source_dir}/A/f", f"{stream.source_dir}/B/f")
+    stream.synchronise(full=True)
+    file = vm.open(b"A/f")
+    stream.go_alone()
+    settle(pair, vm.unlink(b"A/f"))
+    stream.synchronise()
+    settle(pair, vm.write(file, 0, b"acknowledged"), vm.fsync(file))
+    settle(pair, vm.chmod(file, 0o640))
+    assert stream.differences() == []
+    finish(pair)
+
+
+def test_replaced_files_do_not_stay_on_the_target(pair: Pair) -> None:
+    """Each rename over a name ends an object there: descriptors and disk space would run out."""
+    stream, vm = pair
+    settle(pair, vm.create(b"name"))
+    stream.synchronise()
+    before = len(stream.target.objects)
     for _ in range(20):
-        if all(request.answered for request in requests):
-            break
+        settle(pair, vm.create(b"new"))
+        file = vm.open(b"new")
+        settle(pair, vm.write(file, 0, b"content"))
+        settle(pair, vm.rename(b"new", b"name"))
+        vm.close(file)
+    settle(pair)
+    assert len(stream.target.objects) <= before + 1
+    assert stream.differences() == []
+
+
+def test_more_files_are_closed_at_once_than_the_flush_queue_holds(pair: Pair) -> None:
+    stream, vm = pair
+    fill(pair, *(f"{number:03}" for number in range(200)))
+    stream.synchronise(full=True)
+    files = [vm.open(b"%03d" % number) for number in range(200)]
+    for start in range(0, 200, 25):
+        settle(pair, *(vm.write(file, 0, b"x") for file in files[start : start + 25]))
+    stream.flushes.held = stream.target_flushes.held = True
+    for number, file in enumerate(files):
+        vm.close(file)
+        vm.forget(b"%03d" % number)
+    vm.hear()
+    stream.turn()
+    stream.deliver()
+    stream.flushes.held = stream.target_flushes.held = False
+    settle(pair)
+    finish(pair)
+
+
+def test_a_directory_with_more_attributes_than_one_frame_holds(pair: Pair) -> None:
+    stream, _ = pair
+    fill(pair, *(f"{number:04}" for number in range(1200)))
+    for number in range(1200):
+        os.setxattr(f"{stream.source_dir}/{number:04}", "user.large", bytes(1500))
+    stream.synchronise(full=True)
+    finish(pair)
+
+
+def test_a_file_counts_as_complete_after_it_was_copied(pair: Pair) -> None:
+    """Or every later reintegration would copy it again."""
+    stream, vm = pair
+    fill(pair, "A/", "A/f", content=os.urandom(2 * CHUNK))
+    stream.begin(full=True)
+    until_chunk_is_asked(stream)
+    stream.cut()  # begun in one session, completed in the next
+    stream.synchronise(full=True)
+    stream.go_alone()
+    settle(pair, vm.create(b"A/small"))
+    stream.begin()
+    reintegrated = stream.source.reintegration
+    finish(pair)
+    assert reintegrated.bytes_sent == 0
+
+
+# --- a full disk on the source ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small() -> Iterator[Pair]:
+    with StreamPair(source_space=1 << 20) as stream:
+        yield stream, Vm(stream)
+
+
+def fill_disk(pair: Pair) -> None:
+    """Until not a block is left on the source."""
+    stream, _ = pair
+    fd = os.open(f"{stream.source_dir}/filler", os.O_CREAT | os.O_WRONLY)
+    with pytest.raises(OSError, match="No space"):
+        while True:
+            os.write(fd, bytes(4096))
+    os.close(fd)
+
+
+def test_failed_write_is_taken_back_on_the_target_and_later_ones_are_not(small: Pair) -> None:
+    """All three are sent before the first is applied here. It fails in its second half; the others succeed."""
+    stream, vm = small
+    settle(small, vm.create(b"f"))
+    file = vm.open(b"f")
+    settle(small, vm.write(file, 0, b"o" * 4096))
+    fill_disk(small)
+    stream.synchronise(full=True)
+    settle(small, vm.write(file, 0, b"p" * 100))
+    first = vm.write(file, 2048, b"1" * 8192)
+    second = vm.write(file, 2100, b"2" * 100)
+    third = vm.write(file, 4000, b"3" * 90)
+    stream.run()
+    vm.hear()
+    assert [first.code, second.code, third.code] == [errno.ENOSPC, 0, 0]
+    assert stream.source.mode is PRIM
+    assert stream.differences() == []
+
+
+@pytest.mark.parametrize("verdict", ["resume", "go alone"])
+def test_failed_write_whose_link_is_lost_is_answered_once(small: Pair, verdict: str) -> None:
+    stream, vm = small
+    settle(small, vm.create(b"f"))
+    fill_disk(small)
+    stream.synchronise(full=True)
+    file = vm.open(b"f")
+    stream.take()
+    failing = vm.write(file, 0, b"1" * 8192)
+    stream.to_target.cut = True
+    for _ in range(3):
         stream.turn()
         stream.flushed()
-        stream.deliver()
-        stream.deliver_back()
-        vm.hear()
-    assert [request.code for request in requests] == [0] * len(requests)
-
-
-def walk_interrupted(name: str, position: int, between: int) -> list[str]:
-    """Both lists of a walk; the second one begins after ``position`` small steps. What went wrong."""
-    before, during = WALKS[name]
-    with StreamPair() as stream:
-        pair = stream, Vm(stream)
-        fill(pair, *TREE)
-        stream.synchronise(full=True)
-        stream.go_alone()
-        for change in before:
-            settle(pair, *change(pair[1]))
+    vm.hear()
+    others = [vm.write(file, 0, b"0" * 4000) for _ in range(5)]
+    if verdict == "resume":
+        stream.resume()
+    else:
+        stream.source.go_alone()
         stream.begin()
-        for number in range(position):
-            small_step(stream, number)
-        for change in during:
-            answered_soon(pair, change(pair[1]))
-            for number in range(between):
-                small_step(stream, number)
-        stream.run()
-        pair[1].hear()
-        return stream.lost + stream.differences() + ([] if stream.in_sync else ["not in sync"])
-
-
-@pytest.mark.parametrize("between", [0, 3])
-@pytest.mark.parametrize("name", WALKS)
-def test_names_change_at_each_moment_of_the_walk(name: str, between: int) -> None:
-    wrong = {}
-    for position in range(0, SMALL_STEPS, 1 if between == 0 else 4):
-        found = walk_interrupted(name, position, between)
-        if found:
-            wrong[position] = found
-    assert wrong == {}
+    stream.run()
+    vm.hear()
+    assert failing.code == errno.ENOSPC
+    assert all(request.code == errno.ENOSPC for request in others)
+    stream.check_nothing_is_held()
+    assert stream.differences() == []

@@ -1,0 +1,430 @@
+"""What the fault tests share: a small disk, a link that can be cut at a byte, peers that lie, and limits."""
+
+import contextlib
+import itertools
+import os
+import select
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import psutil
+
+from hotpair.cluster import record as records
+from hotpair.cluster.record import Record
+from hotpair.replication import frames
+from hotpair.replication.control_client import ControlClient
+from hotpair.replication.frames import LENGTH, Kind
+from hotpair.replication.limits import PROTOCOL_VERSION
+from tests.ledger import Ledger, WriterProcess
+from tests.mirror_pair import MirrorPair, MirrorProcess, ReservedPort
+
+WAIT_S = 30.0
+LARGEST_RSS = 400 << 20  # bytes: 64 request buffers of 1 MiB, the queue of 8 MiB, the interpreter, and room
+OUTSIDE = "outside"  # a directory beside the copies that no peer may ever touch
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = WAIT_S) -> None:
+    """Wait for what another process does and no event tells of."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.005)
+
+
+def said(process: MirrorProcess | None, text: str, times: int = 1) -> None:
+    """Wait until a process has printed a line with this text, so many times."""
+    assert process is not None
+
+    def done() -> bool:
+        assert process.running or _count(process, text) >= times, f"{process.role} has ended: {process.said}"
+        return _count(process, text) >= times
+
+    wait_until(done, f"{process.role} says {text!r}; it said {process.said}")
+
+
+def _count(process: MirrorProcess, text: str) -> int:
+    return sum(text in line for line in list(process.said))
+
+
+def log_of(process: MirrorProcess) -> str:
+    """Everything that a process has printed and logged."""
+    with open(process.log_path) as log:
+        return log.read()
+
+
+def logged(process: MirrorProcess | None, *words: str) -> None:
+    """Wait until one line of the log holds all these words."""
+    assert process is not None
+
+    def done() -> bool:
+        return any(all(word in line for word in words) for line in log_of(process).splitlines())
+
+    wait_until(done, f"{process.role} logs {words}", 15)
+
+
+def status(state: str) -> dict[str, Any]:
+    """The answer to `status` on a control socket."""
+    with ControlClient(state) as control:
+        return control.ask("status")
+
+
+def healthy(pair: MirrorPair) -> None:
+    """Both processes run, have printed no traceback and are of bounded size."""
+    for process in (pair.source, pair.target):
+        if process is not None:
+            assert process.running, f"the {process.role} has ended"
+            assert "Traceback" not in log_of(process), f"the {process.role} printed a traceback"
+            bounded(process)
+
+
+def bounded(process: MirrorProcess) -> None:
+    """A process is of bounded size."""
+    size = psutil.Process(process.process.pid).memory_info().rss
+    assert size < LARGEST_RSS, f"the {process.role} has {size >> 20} MiB"
+
+
+def stop_process(process: MirrorProcess) -> None:
+    """SIGSTOP; return when all of its threads stand still."""
+    process.signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.process.pid, os.WSTOPPED | os.WNOWAIT)
+
+
+def equal_after_stop(pair: MirrorPair) -> None:
+    """A clean stop, and both copies are equal."""
+    pair.stop()
+    differences = pair.compare()
+    assert not differences, "\n".join(differences[:10])
+
+
+# ---- load
+
+
+class Load:
+    """A ledger's writer on a pair's mount."""
+
+    def __init__(self, pair: MirrorPair, roles: str = "random,random,names") -> None:
+        self.pair = pair
+        self.ledger = Ledger(f"{pair.base}/ledger")
+        with open(self.ledger.path, "wb"):
+            pass
+        self.writer = WriterProcess(pair.mount, self.ledger.path, roles, pair.environment(), files=2, pages=256)
+
+    def goes_on(self, count: int = 50) -> None:
+        """So many more operations are acknowledged."""
+        assert self.writer.wait_acknowledged(count, WAIT_S), f"the writer is stuck, or ended: {self.pair.troubles()}"
+
+    def stop(self) -> None:
+        """It ends, and no operation has failed."""
+        assert self.writer.stop(WAIT_S) == 0, self.ledger.read().errors
+        self.writer.close()
+        self.ledger.read()
+        assert not self.ledger.errors and not self.ledger.flying
+
+    def check(self) -> None:
+        """After a clean stop: both copies are equal, and hold all that was acknowledged."""
+        equal_after_stop(self.pair)
+        for directory in (self.pair.source_dir, self.pair.target_dir):
+            assert self.ledger.check(directory) == []
+
+
+# ---- a small disk
+
+
+@contextlib.contextmanager
+def small_disk(base: str, megabytes: int) -> Iterator[str]:
+    """A directory on an ext4 of its own, in an image below ``base``; the loop device goes with the mount."""
+    image, mount = f"{base}/disk.img", f"{base}/disk"
+    with open(image, "wb") as file:
+        file.truncate(megabytes << 20)
+    os.mkdir(mount)
+    subprocess.run(["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, mount], check=True)
+    try:
+        os.mkdir(f"{mount}/data")
+        yield f"{mount}/data"
+    finally:
+        subprocess.run(["umount", "--lazy", mount], check=True)
+
+
+# ---- a link that can be cut
+
+
+class Link:
+    """A TCP proxy in front of the target: it forwards, can be cut after so many bytes, and refused for a time."""
+
+    def __init__(self, port: int) -> None:
+        self._upstream = ("127.0.0.1", port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._limit: list[int | None] = [None, None]  # bytes still to be forwarded to the target, and to the source
+        self._refusing = False
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        self.cut_happened = threading.Event()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut_after(self, way: str, count: int) -> None:
+        """Cut the connection when so many more bytes have passed one way ("to_target", "to_source")."""
+        self.cut_happened.clear()
+        with self._lock:
+            self._limit = [count if way == one else None for one in ("to_target", "to_source")]
+
+    def cut(self, *, refuse: bool = False) -> None:
+        """Cut the connection now."""
+        with self._lock:
+            self._refusing = refuse
+            for sock in self._sockets:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+            self._limit = [None, None]
+        self.cut_happened.set()
+
+    def allow(self) -> None:
+        """Let connections through."""
+        self._refusing = False
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                if self._refusing:
+                    raise ConnectionRefusedError
+                other = socket.create_connection(self._upstream)
+            except OSError:
+                sock.close()
+                continue
+            with self._lock:
+                self._sockets = [sock, other]
+            for way, (one, two) in enumerate(((sock, other), (other, sock))):
+                threading.Thread(target=self._forward, args=(way, one, two), daemon=True).start()
+
+    def _forward(self, way: int, one: socket.socket, two: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                limit = self._limit[way]
+                if limit is not None and len(data) >= limit:
+                    two.sendall(data[:limit])
+                    self.cut()
+                    return
+                if limit is not None:
+                    self._limit[way] = limit - len(data)
+                two.sendall(data)
+        for sock in (one, two):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End it."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+        for sock in self._sockets:
+            sock.close()
+
+
+@contextlib.contextmanager
+def pair_with_link(*, source: Sequence[str] = (), target: Sequence[str] = ()) -> Iterator[tuple[MirrorPair, Link]]:
+    """A pair whose source reaches its target through a ``Link``; started."""
+    with MirrorPair(source_arguments=source, target_arguments=target) as pair:
+        pair.start_target()
+        link = Link(port_of(pair))
+        try:
+            pair.source_arguments += ["--peer", link.address]  # the last one counts
+            pair.start_source()
+            yield pair, link
+        finally:
+            link.close()
+
+
+def port_of(pair: MirrorPair) -> int:
+    """The port on which a pair's target listens."""
+    return int(pair._port.number)
+
+
+# ---- peers that speak the protocol, and lie
+
+
+class Peer:
+    """One connection on which frames are sent and received as they are."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.sock.settimeout(WAIT_S)
+        self._data = bytearray()
+
+    def send(self, *fields: Any, payload: bytes = b"") -> None:
+        """One frame, without any check."""
+        body = frames.pack(fields)
+        self.sock.sendall(LENGTH.pack(len(body)) + body + payload)
+
+    def receive(self) -> list[Any] | None:
+        """The next frame with its payload at the end; None when the connection has ended."""
+        head = self._exactly(LENGTH.size)
+        body = self._exactly(LENGTH.unpack(head)[0]) if head else None
+        if body is None:
+            return None
+        fields = frames.decode(body)
+        size = frames.payload_size(fields)
+        return [*fields, self._exactly(size)] if size else fields
+
+    def _exactly(self, size: int) -> bytes | None:
+        while len(self._data) < size:
+            try:
+                part = self.sock.recv(65536)
+            except ConnectionResetError:
+                part = b""
+            if not part:
+                return None
+            self._data += part
+        data = bytes(self._data[:size])
+        del self._data[:size]
+        return data
+
+    def expect(self, kind: Kind) -> list[Any]:
+        """The next frame of this kind; others are passed over. AssertionError when the connection ends."""
+        seen = []
+        while (fields := self.receive()) is not None:
+            if fields[0] == kind:
+                return fields
+            seen.append(fields)
+        raise AssertionError(f"the connection ended before {kind.name}, after {seen}")
+
+    def answer_until_end(self) -> list[list[Any]]:
+        """Everything that comes until the connection ends."""
+        found = []
+        while (fields := self.receive()) is not None:
+            found.append(fields)
+        return found
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def __enter__(self) -> "Peer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class FakeSource(Peer):
+    """A source as far as the target can see."""
+
+    def __init__(self, port: int, root: bytes = b"r" * 16, generation: bytes = b"g" * 16) -> None:
+        super().__init__(socket.create_connection(("127.0.0.1", port)))
+        self.root = root
+        self.generation = generation
+        self.numbers = itertools.count(1)
+
+    def hello(self, version: Any = PROTOCOL_VERSION, **changes: Any) -> None:
+        """Say hello; ``changes`` replace what is in it, ... removes it."""
+        record = Record(
+            generation=self.generation, last_role="ALONE", solo=True, boot="boot", configuration=b"", root=self.root
+        )
+        hello: dict[str, Any] = {
+            "instance": os.urandom(16),
+            "session": None,
+            "new_session": os.urandom(16),
+            "record": records.encode(record),
+            "root": self.root,
+            "extent_size": 4 << 20,
+            "durability": "memory",
+            "largest_file": 1 << 40,
+        }
+        hello.update(changes)
+        self.send(Kind.HELLO, version, {key: value for key, value in hello.items() if value is not ...})
+
+    def begin(self) -> None:
+        """Hello, and a reintegration is begun: operations are due."""
+        self.hello()
+        self.expect(Kind.WELCOME)
+        self.send(Kind.BEGIN_REINTEGRATION, self.generation, True)
+        self.expect(Kind.INCONSISTENT)
+
+    def operation(self, kind: Kind, *fields: Any, payload: bytes = b"") -> None:
+        """One numbered operation."""
+        self.send(kind, next(self.numbers), *fields, payload=payload)
+
+    def make(self, directory: Any, name: Any, identity: Any, mode: int = 0o100644, link: bytes = b"") -> None:
+        """A MAKE."""
+        self.operation(Kind.MAKE, directory, name, identity, mode, 0, 0, 0, link, [])
+
+    def outcome(self) -> str:
+        """What became of all that was sent: "applied", "failed", "refused" or "closed"."""
+        self.send(Kind.PROBE, 0)
+        while (fields := self.receive()) is not None:
+            if fields[0] == Kind.APPLIED and fields[1] == next(self.numbers) - 1:
+                return "applied"
+            if fields[0] in (Kind.FAILED, Kind.REFUSED):
+                return Kind(fields[0]).name.lower()
+        return "closed"
+
+
+class FakeTarget:
+    """Listens in place of a target, and is a good one except for what a test does to it."""
+
+    def __init__(self) -> None:
+        self._port = ReservedPort()
+        self._listener = socket.create_server(("127.0.0.1", self._port.number))
+        self._listener.settimeout(WAIT_S)
+        self.address = f"127.0.0.1:{self._port.number}"
+
+    def accept(self) -> tuple[Peer, dict[str, Any]]:
+        """The next connection, and the hello on it."""
+        sock, _ = self._listener.accept()
+        peer = Peer(sock)
+        hello = peer.receive()
+        assert hello is not None and hello[0] == Kind.HELLO
+        return peer, hello[2]
+
+    @staticmethod
+    def welcome(**changes: Any) -> dict[str, Any]:
+        """A welcome of a target that has nothing; ``changes`` as in ``FakeSource.hello``."""
+        welcome = {"instance": b"i" * 16, "resume": False, "applied": 0, "record": b"", "boot": "boot", "marks": []}
+        welcome.update(changes)
+        return {key: value for key, value in welcome.items() if value is not ...}
+
+    def synchronise(self) -> Peer:
+        """Take a connection, be filled, and be in sync: the last thing sent is TAKEN."""
+        peer, _ = self.accept()
+        peer.send(Kind.WELCOME, PROTOCOL_VERSION, self.welcome())
+        while (fields := peer.receive()) is not None:
+            if fields[0] == Kind.BEGIN_REINTEGRATION:
+                peer.send(Kind.INCONSISTENT, fields[1])
+            elif fields[0] == Kind.OFFER_SYNC:
+                peer.send(Kind.TAKEN, fields[1])
+                return peer
+            elif fields[0] <= frames.LAST_OPERATION:
+                self.apply(peer, fields)
+        raise AssertionError("the source has closed the connection before it was in sync")
+
+    @staticmethod
+    def apply(peer: Peer, fields: list[Any]) -> None:
+        """Pretend to apply one operation."""
+        peer.send(Kind.APPLIED, fields[1])
+        if fields[0] == Kind.LISTING and fields[-1]:
+            peer.send(Kind.WANTED, fields[2], [], True)
+        elif fields[0] in (Kind.FLUSH, Kind.FLUSH_ALL):
+            peer.send(Kind.FLUSHED, fields[1])
+
+    def close(self) -> None:
+        self._listener.close()
+        self._port.close()
+
+    def __enter__(self) -> "FakeTarget":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def readable(sock: socket.socket, timeout_s: float) -> bool:
+    """Whether something comes, or the connection ends, within that time."""
+    return bool(select.select([sock], [], [], timeout_s)[0])

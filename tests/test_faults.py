@@ -1,0 +1,290 @@
+"""Disks that are full, links that break, peers that stall: clear messages, nothing lost, nothing hangs."""
+
+import contextlib
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from hotpair.cluster import record_io
+from hotpair.replication.control_client import ControlClient
+from hotpair.replication.errors import MirrorError
+from tests.faults import (
+    WAIT_S,
+    Load,
+    bounded,
+    equal_after_stop,
+    healthy,
+    log_of,
+    pair_with_link,
+    said,
+    small_disk,
+    status,
+    stop_process,
+    wait_until,
+)
+from tests.mirror_pair import MirrorPair, mounts_below
+from tests.programs import wait_for_end
+
+pytestmark = pytest.mark.timeout(120)
+
+SEED = int(os.environ.get("HOTPAIR_TORTURE_SEED", "1"))
+
+FILLER = """
+import errno, os, sys
+path, megabytes = sys.argv[1], int(sys.argv[2])
+descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+total = 0
+while total < megabytes << 20:
+    data = os.urandom(1 << 20)
+    try:
+        written = os.pwrite(descriptor, data, total)
+    except OSError as error:
+        print(total, errno.errorcode[error.errno], flush=True)
+        sys.exit(0)
+    total += written
+print(total, "all", flush=True)
+"""
+
+
+def fill(pair: MirrorPair, name: str, megabytes: int) -> tuple[int, str]:
+    """Write random bytes from a child; how many were taken, and the error or "all"."""
+    command = [sys.executable, "-c", FILLER, f"{pair.mount}/{name}", str(megabytes)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, env=pair.environment())
+    assert wait_for_end(child, WAIT_S), f"the writer hangs: {pair.troubles()}"
+    assert child.stdout is not None
+    total, outcome = child.communicate()[0].decode().split()
+    return int(total), outcome
+
+
+# ---- disks
+
+
+def test_target_disk_full() -> None:
+    """The source goes on alone, because the target says that it is outdated; twice the same is enough of trying."""
+    with MirrorPair() as pair, small_disk(pair.base, 40) as data:
+        pair.target_dir = data
+        pair.start()
+        assert fill(pair, "file", 64) == (64 << 20, "all")
+        said(pair.source, "No space left on device")
+        said(pair.target, "failed: operation")
+        assert os.stat(f"{pair.mount}/file").st_size == 64 << 20
+        healthy(pair)
+        record = record_io.load(f"{pair.target_state}/record")
+        assert record is not None and (record.outdated or record.inconsistent), record
+        assert "No space left" in status(pair.source_state)["reason"]
+        assert pair.source is not None and pair.target is not None
+        said(pair.target, "failed: operation", 2)
+        time.sleep(8)  # longer than it waits between two tries: there is no third
+        assert sum("failed: operation" in line for line in pair.target.said) == 2
+        healthy(pair)
+        pair.stop()
+
+
+def test_source_disk_full() -> None:
+    """The writer gets ENOSPC; both copies stay equal, to the byte that was still taken."""
+    with MirrorPair() as pair, small_disk(pair.base, 40) as data:
+        pair.source_dir = pair.mount = data
+        pair.start()
+        for name in ("one", "two"):
+            total, outcome = fill(pair, name, 64)
+            assert outcome == "ENOSPC" and total < 64 << 20
+        with pytest.raises(OSError, match="No space left") as caught, open(f"{pair.mount}/three", "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 8 << 20)
+        assert caught.value.errno == errno.ENOSPC
+        os.unlink(f"{pair.mount}/one")
+        assert fill(pair, "four", 4) == (4 << 20, "all")
+        assert not pair.troubles()
+        healthy(pair)
+        equal_after_stop(pair)
+
+
+def test_source_full_of_names() -> None:
+    """No inode left: the error is answered, and nothing of the failed operation is on either copy."""
+    with MirrorPair() as pair, small_disk(pair.base, 8) as data:
+        pair.source_dir = pair.mount = data
+        pair.start()
+        with pytest.raises(OSError) as caught:
+            for number in range(100_000):
+                os.mkdir(f"{pair.mount}/{number}")
+        assert caught.value.errno == errno.ENOSPC
+        assert not pair.troubles()
+        healthy(pair)
+        equal_after_stop(pair)
+
+
+def test_state_disk_full() -> None:
+    """The dirty log cannot grow: everything counts as dirty, and the writer goes on."""
+    with MirrorPair(source_arguments=["--extent-size", "64k"]) as pair, small_disk(pair.base, 12) as data:
+        pair.source_state = data
+        pair.start()
+        with open(f"{data}/ballast", "wb") as ballast, contextlib.suppress(OSError):
+            while True:
+                ballast.write(bytes(65536))
+                ballast.flush()
+        with open(f"{pair.mount}/sparse", "wb") as file:  # 30,000 marks of 48 bytes: more than was set aside
+            for number in range(30_000):
+                os.pwrite(file.fileno(), b"x", number * 2 * 65536)
+        healthy(pair)
+        os.unlink(f"{data}/ballast")
+        equal_after_stop(pair)
+
+
+# ---- a target that stalls
+
+
+def test_stalled_target_is_left_and_comes_back() -> None:
+    with MirrorPair(source_arguments=["--stall-timeout", "2", "--alone-after", "1"]) as pair:
+        pair.start()
+        load = Load(pair)
+        load.goes_on()
+        assert pair.source is not None and pair.target is not None
+        stop_process(pair.target)
+        stopped_at = time.monotonic()
+        said(pair.source, "link lost: no progress on outstanding operations for 2 s")
+        said(pair.source, "state FROZEN")
+        said(pair.source, "state ALONE")
+        assert 2 <= time.monotonic() - stopped_at < 10
+        load.goes_on(200)
+        bounded(pair.source)
+        pair.target.signal(signal.SIGCONT)
+        said(pair.source, "in sync", 2)
+        load.goes_on()
+        load.stop()
+        healthy(pair)
+        load.check()
+
+
+def test_stall_without_load_is_noticed() -> None:
+    with MirrorPair(source_arguments=["--stall-timeout", "1"]) as pair:
+        pair.start()
+        assert pair.source is not None and pair.target is not None
+        stop_process(pair.target)
+        said(pair.source, "link lost: nothing heard from the peer for 1 s")
+        pair.target.signal(signal.SIGCONT)
+        wait_until(lambda: status(pair.source_state)["in_sync"], "in sync again")
+        equal_after_stop(pair)
+
+
+def test_short_stall_is_none() -> None:
+    """Shorter than the limit: nobody says anything, and nothing is lost."""
+    with MirrorPair() as pair:
+        pair.start()
+        load = Load(pair)
+        load.goes_on()
+        assert pair.target is not None
+        stop_process(pair.target)
+        time.sleep(1)
+        pair.target.signal(signal.SIGCONT)
+        load.goes_on()
+        load.stop()
+        assert not pair.troubles()
+        load.check()
+
+
+# ---- a link that breaks
+
+
+@pytest.mark.parametrize("way", ["to_target", "to_source"])
+def test_link_cut_in_a_frame_resumes(way: str) -> None:
+    """Cut at any byte, let through again: the session goes on, and nothing is copied."""
+    draw = random.Random(f"{SEED} {way}")
+    with pair_with_link() as (pair, link):
+        load = Load(pair)
+        for number in range(1, 13):
+            load.goes_on(draw.randrange(1, 60))
+            link.cut_after(way, int(10 ** draw.uniform(0, 5 if way == "to_target" else 2.5)))
+            assert link.cut_happened.wait(WAIT_S)
+            load.goes_on(20)
+            assert pair.source is not None
+            assert log_of(pair.source).count("resuming the session") == number
+        load.stop()
+        assert pair.source is not None
+        assert pair.source.said.count("state REINTEGRATING") == 1, "copied although nothing was lost"
+        healthy(pair)
+        load.check()
+
+
+def test_link_lost_before_the_resumption_is_heard() -> None:
+    """The link breaks again while the session is being resumed, before and in the middle of the welcome."""
+    with pair_with_link() as (pair, link):
+        load = Load(pair)
+        for bytes_let_through in (1, 4, 30, 100, 150):
+            load.goes_on(20)
+            link.cut()
+            link.cut_after("to_source", bytes_let_through)
+            assert link.cut_happened.wait(WAIT_S)
+        load.goes_on(20)
+        load.stop()
+        assert pair.source is not None
+        assert pair.source.said.count("state REINTEGRATING") == 1
+        healthy(pair)
+        load.check()
+
+
+def test_verdict_go_alone() -> None:
+    with pair_with_link() as (pair, link):
+        load = Load(pair)
+        load.goes_on()
+        with ControlClient(pair.source_state) as control:
+            with pytest.raises(MirrorError, match="nothing waits for a verdict"):
+                control.ask("go_alone")
+            link.cut(refuse=True)
+            said(pair.source, "state FROZEN")
+            assert not load.writer.wait_acknowledged(1000, 1), "acknowledged while frozen"
+            answer = control.ask("status")
+            assert answer["state"] == "FROZEN" and answer["held"] + answer["in_flight"] > 0
+            control.ask("go_alone")
+        said(pair.source, "state ALONE")
+        load.goes_on()
+        link.allow()
+        said(pair.source, "in sync", 2)
+        load.goes_on()
+        load.stop()
+        healthy(pair)
+        load.check()
+
+
+def test_verdict_stop() -> None:
+    """Whoever waits gets an error at once, the source ends, and nothing stays mounted."""
+    with pair_with_link() as (pair, link):
+        load = Load(pair)
+        load.goes_on()
+        link.cut(refuse=True)
+        said(pair.source, "state FROZEN")
+        with ControlClient(pair.source_state) as control:
+            control.ask("stop")
+        assert load.writer.wait_end(5) == 1, "the writer hangs"
+        load.writer.close()
+        load.ledger.read()
+        # Of an aborted connection the kernel answers ECONNABORTED itself, and ENOTCONN from then on
+        allowed = {f"errno {number}" for number in (errno.EIO, errno.ECONNABORTED, errno.ENOTCONN)}
+        assert load.ledger.errors and all(line.rpartition(": ")[2] in allowed for line in load.ledger.errors)
+        load.ledger.errors.clear()
+        source, pair.source = pair.source, None
+        assert source is not None
+        assert source.wait_end(WAIT_S) is not None
+        assert "Traceback" not in log_of(source)
+        source.close()
+        assert not mounts_below(pair.mount)
+        assert load.ledger.check(pair.target_dir) == []
+        pair.stop_target()
+
+
+def test_stop_is_answered_while_a_target_stalls() -> None:
+    """A clean stop does not wait for ever for a target that does not answer."""
+    with MirrorPair(source_arguments=["--stall-timeout", "2"]) as pair:
+        pair.start()
+        with open(f"{pair.mount}/file", "wb") as file:
+            file.write(b"x" * 100_000)
+        assert pair.source is not None and pair.target is not None
+        stop_process(pair.target)
+        pair.stop_source()
+        pair.target.signal(signal.SIGCONT)
+        pair.start_source()
+        equal_after_stop(pair)
