@@ -221,6 +221,36 @@ def take_sync_as_target(record: Record, source: Record, *, boot: str | None = No
     )
 
 
+def take_over(record: Record, primary: Record, *, boot: str | None = None) -> Record:
+    """A planned handover, on the server that is to run the VM next: PRIM, with a higher term, in one write.
+
+    Both copies are flushed and equal, and the one that asks, `primary`, holds its writes until it has heard the answer.
+    Only a copy in sync with it takes over. Generation and lineage stay: nothing was written that the peer lacks, and
+    `in_sync` stays with them. No dirty log belongs to this copy yet (`log_counter` 0): an empty one is right, a missing
+    one no reason to compare everything. `boot` is this host's boot id now (None: see go_alone).
+    """
+    assert record.in_sync and not record.solo, "only a copy in sync takes over"
+    assert not record.inconsistent and not record.outdated, "an inconsistent or outdated copy never takes over"
+    assert primary.in_sync and primary.generation == record.generation, "handed over by its own primary only"
+    return replace(
+        record,
+        last_role="PRIM",
+        term=max(record.term, primary.term) + 1,
+        boot=record.boot if boot is None else boot,
+        log_counter=0,
+    )
+
+
+def hand_over(record: Record, successor: Record) -> Record:
+    """A planned handover, on the server that has asked for it, after the answer: SECOND, with the successor's term.
+
+    If this write is lost, the higher term of the successor says the same at the next meeting.
+    """
+    assert successor.generation == record.generation and successor.last_role == "PRIM", "the peer has taken over"
+    assert successor.term > record.term, "a change of primary has a higher term"
+    return replace(record, last_role="SECOND", term=successor.term)
+
+
 def mark_outdated(record: Record) -> Record:
     """The peer has newer data, or this copy gave its consent to that [R3, R15]. Both copies are flushed before [R11].
 

@@ -18,6 +18,7 @@ from typing import NoReturn
 
 from hotpair.replication.control import ControlServer, source_commands, target_commands
 from hotpair.replication.errors import BadConfiguration, MirrorError
+from hotpair.replication.fuse_io import is_mounted
 from hotpair.replication.limits import EXTENT_SIZE, EXTENT_SIZE_LARGEST, EXTENT_SIZE_SMALLEST, HOT_EXTENTS
 from hotpair.replication.source_process import SourceOptions, SourceProcess
 from hotpair.replication.target_process import TargetOptions, TargetProcess
@@ -61,14 +62,14 @@ def parser() -> Parser:
     return top
 
 
-def seconds(option: str, text: str) -> float:
-    """A positive time. Raises BadConfiguration."""
+def seconds(option: str, text: str, least: float = 0.0) -> float:
+    """A time. Raises BadConfiguration."""
     try:
         value = float(text)
     except ValueError:
         value = -1.0
-    if not 0 <= value < 1e6:
-        raise BadConfiguration(f"{option} {text}: give a number of seconds, for example 5")
+    if not least <= value < 1e6:
+        raise BadConfiguration(f"{option} {text}: give a number of seconds, at least {least:g}, for example 5")
     return value
 
 
@@ -83,7 +84,7 @@ def extent_size(text: str) -> int:
     """A power of two within the limits. Raises BadConfiguration."""
     unit = UNITS.get(text[-1:].lower(), 1)
     digits = text[:-1] if unit > 1 else text
-    value = int(digits) * unit if digits.isdigit() else 0
+    value = whole_number(digits) * unit
     if not EXTENT_SIZE_SMALLEST <= value <= EXTENT_SIZE_LARGEST or value & (value - 1):
         raise BadConfiguration(
             f"--extent-size {text}: give a power of two from {EXTENT_SIZE_SMALLEST} to {EXTENT_SIZE_LARGEST}, "
@@ -94,9 +95,15 @@ def extent_size(text: str) -> int:
 
 def count(option: str, text: str, least: int, most: int) -> int:
     """A whole number within limits. Raises BadConfiguration."""
-    if not text.isdigit() or not least <= int(text) <= most:
+    value = whole_number(text)
+    if not least <= value <= most:
         raise BadConfiguration(f"{option} {text}: give a whole number from {least} to {most}")
-    return int(text)
+    return value
+
+
+def whole_number(text: str) -> int:
+    """The number that ASCII digits say, -1 for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else -1
 
 
 def tls_files(options: argparse.Namespace, host: str) -> TlsFiles | None:
@@ -120,10 +127,17 @@ def is_loopback(host: str) -> bool:
 
 
 def directory(text: str) -> bytes:
-    """The module's directory, absolute."""
-    path = os.path.realpath(text)
-    if not os.path.isdir(path):
-        raise BadConfiguration(f"--dir {text}: not a directory: create it, or name another")
+    """The module's directory, absolute.
+
+    It is not looked at when one of our mounts is there, left by a mirror process that died: a look would wait for an
+    answer that only we can give.
+    """
+    absolute = os.path.abspath(text)
+    path = os.path.join(os.path.realpath(os.path.dirname(absolute)), os.path.basename(absolute))
+    if not is_mounted(os.fsencode(path)):
+        path = os.path.realpath(path)
+        if not os.path.isdir(path):
+            raise BadConfiguration(f"--dir {text}: not a directory: create it, or name another")
     return os.fsencode(path)
 
 
@@ -136,7 +150,7 @@ def build(arguments: list[str]) -> tuple[SourceProcess | TargetProcess, str]:
         stream=sys.stderr,
     )
     durability = one_of("--durability", options.durability, ("memory", "disk"))
-    stall = seconds("--stall-timeout", options.stall_timeout)
+    stall = seconds("--stall-timeout", options.stall_timeout, least=0.1)
     state = os.path.realpath(options.state)
     if options.command == "target":
         host, port = parse_address(options.listen)

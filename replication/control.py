@@ -98,6 +98,9 @@ def source_commands(process: SourceProcess) -> dict[str, Command]:
         "go_alone": lambda _: process.ask(process.go_alone),
         "stop": lambda _: process.abort(),
         "shutdown": lambda _: process.ask(process.shut_down),
+        "verify_start": lambda arguments: process.ask(lambda: process.start_verify(bool(arguments.get("repair")))),
+        "verify_stop": lambda _: process.ask(lambda: process.end_verify("stopped")),
+        "handover": lambda _: process.ask(process.hand_over),
         "set_ceiling": lambda arguments: process.ask(lambda: process.set_ceiling(int(arguments["bytes_per_second"]))),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 
@@ -11,7 +12,7 @@ Done = Callable[[int], None]
 
 
 class Flusher:
-    """Submits flushes; what the kernel's queue cannot hold waits here. The descriptor must stay open until done."""
+    """Submits flushes; what the kernel's queue cannot hold waits here."""
 
     def __init__(self, queue: FlushQueue | None = None) -> None:
         self._queue = queue or FlushQueue()
@@ -25,22 +26,21 @@ class Flusher:
 
     def flush(self, fd: int, data_only: bool, done: Done) -> None:
         """Flush a file; ``done(errno)`` is called from ``completed``, 0 when it is on stable storage."""
-        self._waiting.append((fd, data_only, done))
-        self._submit()
+        if self._waiting or not self._submit(fd, data_only, done):
+            self._waiting.append((os.dup(fd), data_only, done))  # the caller's may be closed before its turn comes
 
-    def _submit(self) -> None:
-        while self._waiting:
-            fd, data_only, done = self._waiting[0]
-            self._token += 1
-            try:
-                self._queue.submit(fd, self._token, data_only)
-            except BlockingIOError:
-                return  # full: the next completion makes room
-            self._under_way[self._token] = done
-            self._waiting.popleft()
+    def _submit(self, fd: int, data_only: bool, done: Done) -> bool:
+        self._token += 1
+        try:
+            self._queue.submit(fd, self._token, data_only)
+        except BlockingIOError:
+            return False  # full: the next completion makes room
+        self._under_way[self._token] = done
+        return True
 
     def completed(self) -> None:
         """Call what waits for flushes that have ended."""
         for token, error in self._queue.completed():
             self._under_way.pop(token)(error)
-        self._submit()
+        while self._waiting and self._submit(*self._waiting[0]):
+            os.close(self._waiting.popleft()[0])  # the kernel holds the file while it flushes

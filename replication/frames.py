@@ -47,12 +47,16 @@ class Kind(IntEnum):
     CHECK = 17
     FLUSH_ALL = 18
     EMPTY_TRASH = 19
+    DESCRIBE = 20
+    CHECK_OBJECTS = 21
+    CHECK_NAMES = 22
     # Messages, source to target
     HELLO = 32
     BEGIN_REINTEGRATION = 33
     OFFER_SYNC = 34
     PROBE = 35
     BYE = 36
+    HANDOVER = 37
     # Messages, target to source
     WELCOME = 48
     APPLIED = 49
@@ -63,6 +67,10 @@ class Kind(IntEnum):
     CHECKED = 54
     TAKEN = 55
     BUSY = 56
+    COMPARED = 57
+    NAMES = 58
+    HANDED_OVER = 59
+    NOT_HANDED_OVER = 60
     # Either way, before the connection ends
     REFUSED = 63
 
@@ -100,20 +108,31 @@ FIELDS: dict[int, tuple[str, ...]] = {
     Kind.CHECK: ("sequence", "identity", "offset", "length", "digest"),
     Kind.FLUSH_ALL: ("sequence",),
     Kind.EMPTY_TRASH: ("sequence",),
+    Kind.DESCRIBE: ("sequence", "identity", "description"),
+    # `entries`: of [name, identity, description, size, hold]; an empty identity says that there is no such name
+    Kind.CHECK_OBJECTS: ("sequence", "directory", "entries"),
+    Kind.CHECK_NAMES: ("sequence", "directory", "position"),
     Kind.HELLO: ("version", "hello"),
     Kind.BEGIN_REINTEGRATION: ("generation", "full"),
     Kind.OFFER_SYNC: ("record",),
     Kind.PROBE: ("time_ns",),
     Kind.BYE: ("reason",),
+    Kind.HANDOVER: ("record",),
     Kind.WELCOME: ("version", "welcome"),
     Kind.APPLIED: ("sequence",),
     Kind.FLUSHED: ("sequence",),
     Kind.FAILED: ("sequence", "errno", "text", "outdated"),
     Kind.INCONSISTENT: ("generation",),
     Kind.WANTED: ("directory", "whole", "last"),
+    # `same`: None when the file is not known there
     Kind.CHECKED: ("sequence", "same"),
     Kind.TAKEN: ("record",),
     Kind.BUSY: ("seconds",),
+    # `differences`: of [name, [what differs]]; None when the directory is not known there
+    Kind.COMPARED: ("sequence", "differences"),
+    Kind.NAMES: ("sequence", "names", "position"),
+    Kind.HANDED_OVER: ("record",),
+    Kind.NOT_HANDED_OVER: ("reason",),
     Kind.REFUSED: ("reason",),
 }
 LAST_OPERATION = 31  # kinds up to here are operations
@@ -147,7 +166,7 @@ def unpack(body: bytes | memoryview) -> list[Any]:
     """A frame's array, not checked further than that it is one and begins with a number. Raises ProtocolError."""
     try:
         fields = msgpack.unpackb(body, use_list=True, strict_map_key=False, max_ext_len=0)
-    except (ValueError, msgpack.exceptions.UnpackException, RecursionError) as error:
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException, RecursionError) as error:
         raise ProtocolError(f"the peer sent bytes that are not a frame ({error})") from error
     if type(fields) is not list or not fields or type(fields[0]) is not int:
         raise ProtocolError("the peer sent a frame that is not an array beginning with a number")

@@ -99,6 +99,15 @@ def connection_number(target: bytes) -> int:
     return found
 
 
+def is_mounted(target: bytes) -> bool:
+    """Whether one of our mounts is at ``target``."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        return any(
+            fields[4].decode("unicode_escape").encode("latin-1") == target and b"fuse.hotpair" in fields
+            for fields in (line.split(b" ") for line in file)
+        )
+
+
 def abort_connection(number: int) -> None:
     """End a FUSE connection: everything that waits on it gets an error. Raises OSError.
 

@@ -38,5 +38,16 @@ CHUNK_RETRIES = 3  # after so many interrupted reads the loop reads the chunk it
 CHUNKS_IN_WORK = 8
 LISTING_BYTES = 256 << 10  # of entries in one listing frame; a single entry may be larger
 
+# --- Verify ---------------------------------------------------------------------------------------
+CHECKS_IN_FLIGHT = 2  # comparisons at the target, which a live write that comes behind them waits for
+CHUNKS_READ_AHEAD = 4  # chunks of a file being read or compared
+OBJECTS_PER_CHECK = 24  # names in one comparison: as long as the comparison of one chunk
+DIFFERENCES_SHOWN = 100  # further ones are counted
+LOOKS = 6  # at an object that is different in another way each time
+
+# --- Handover -------------------------------------------------------------------------------------
+HANDOVER_TIMEOUT_S = 30.0  # for a flush of both copies in which nothing is written; the VM has been stopped
+HANDOVER_CLOSE_S = 2.0  # the server that has taken over keeps the connection so long for its answer to arrive
+
 # --- Spinning -------------------------------------------------------------------------------------
 SPIN_S = 100e-6  # longer than a round trip between two servers in one rack, shorter than two wake-ups

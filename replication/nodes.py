@@ -80,6 +80,19 @@ class NodeTable:
         self.by_identity[identity] = node
         return node
 
+    root_number = ROOT_NODEID
+
+    def restore(self, node: Node) -> None:
+        """A node that the kernel knows from before the mirror process was started anew."""
+        self.by_number[node.nodeid] = node
+        self.by_identity[node.identity] = node
+        self._next_node = max(self._next_node, node.nodeid + 1)
+
+    def restore_handle(self, number: int, handle: Handle) -> None:
+        """A handle that the kernel knows from before."""
+        self.handles[number] = handle
+        self._next_handle = max(self._next_handle, number + 1)
+
     def drop(self, node: Node) -> None:
         """Remove a node that the kernel has forgotten."""
         del self.by_number[node.nodeid]

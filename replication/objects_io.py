@@ -9,13 +9,14 @@ when the object is renamed.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections import OrderedDict
 from typing import Final
 
 from hotpair.replication import linux_io
-from hotpair.replication.errors import BadConfiguration
+from hotpair.replication.errors import BadConfiguration, WrongDirectory
 
 IDENTITY_SIZE: Final = 16
 IDENTITY_XATTR: Final = b"trusted.hotpair.id"
@@ -142,22 +143,39 @@ class Descriptors:
         self._pinned.clear()
 
 
-def open_root(path: bytes) -> int:
-    """A descriptor of a copy's root directory. Raises BadConfiguration when it cannot hold a copy."""
+def open_root(path: bytes, expected: bytes | None) -> int:
+    """A descriptor of a copy's root directory, locked against a second mirror process.
+
+    ``expected``: the identity that the durable record knows it by; None: there is no record yet, and it gets one.
+    Raises BadConfiguration when it cannot hold a copy, WrongDirectory when it is another one.
+    """
     shown = os.fsdecode(path)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
         raise BadConfiguration(f"--dir {shown}: {error.strerror}: give an existing directory") from error
     try:
-        ensure_identity(fd)
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(fd)
+        raise BadConfiguration(f"--dir {shown}: another mirror process uses it: stop that one first") from error
+    try:
         os.close(linux_io.open_by_handle(fd, linux_io.name_to_handle(fd), O_PATH_FLAGS))
+        identity = read_identity(fd)
+        if expected is None:
+            ensure_identity(fd)
     except OSError as error:
         os.close(fd)
         raise BadConfiguration(
             f"--dir {shown}: its file system cannot hold a mirrored directory: trusted extended attributes and file "
             f"handles are needed, and root ({error.strerror}); ext4, XFS and btrfs have both"
         ) from error
+    if expected is not None and identity != expected:
+        os.close(fd)
+        raise WrongDirectory(
+            f"--dir {shown} is not the directory of this module (its root has another identity): is its disk mounted? "
+            "Nothing was changed"
+        )
     return fd
 
 

@@ -118,6 +118,7 @@ class Source:
         self.fail_write: Callable[[Slot, int], None]
         self.on_disk_failure: Callable[[str], None]
         self.reintegration: Any = None
+        self.verification: Any = None
         self.sync_file_system: Callable[[int, Callable[[int], None]], None]
         self.progress_at = time.monotonic()
         self._local: list[tuple[Node, memoryview, int, Slot]] = []
@@ -128,7 +129,7 @@ class Source:
         self._committing = False  # a commit of marks is under way
         self._committing_waiters: list[Callable[[], None]] = []
         self._touched: set[Node] = set()
-        self.chunks: dict[bytes, Any] = {}  # file identity -> what reintegration has in work there
+        self.chunks: dict[bytes, Any] = {}  # file identity -> what reintegration or verify has in work there
 
     # --- writes: the hot path -------------------------------------------------------------------------------------
 
@@ -173,6 +174,8 @@ class Source:
                 self._local.append((node, memory[HEADER_END:end], offset, slot))
                 return
             assert mode is not PRIM or node.orphan, "a write that the target does not get"
+            if not node.orphan and self.reintegration is not None:
+                self.reintegration.unsent((node,))
         elif mode is FROZEN and not node.orphan:
             self.held.append(lambda: self.write(node, offset, size, slot))
             return
@@ -386,6 +389,8 @@ class Source:
         declared, node.declared = node.declared, -1
         if self.reintegration is not None and self.reintegration.holds(node.identity):
             return
+        if self.verification is not None and self.verification.holds(node.identity):
+            return
         if declared == self.session and self.mode in (PRIM, REINTEGRATING) and not node.orphan:
             self._enqueue((Kind.FORGET, node.identity), _nothing, None)
 
@@ -451,6 +456,15 @@ class Source:
         if wait is not None:
             wait.remote = False
             self._flush_step(wait)
+
+    def freeze(self) -> None:
+        """Hold every change from now on, the link being there: the other server is asked to take over."""
+        self.mode = FROZEN
+
+    def unfreeze(self) -> None:
+        """The other server has not taken over, and will not."""
+        self.mode = PRIM
+        self._release_held()
 
     def link_lost(self) -> None:
         """The connection is gone: freeze, or go on alone when that was decided already."""
@@ -629,7 +643,7 @@ class Source:
             wait.done(wait.error)
 
     def interrupt_chunks(self, node: Node, start: int, end: int) -> None:
-        """Bytes ``start`` to ``end`` of a file change: what reintegration is reading there is read again."""
+        """Bytes ``start`` to ``end`` of a file change: what a helper is reading there is read again."""
         if self.chunks and node.identity in self.chunks:
             self.chunks[node.identity].touch(start, end)
 
@@ -645,6 +659,8 @@ class Source:
         """The last name of an object is gone."""
         if self.reintegration is not None:
             self.reintegration.removed(identity)
+        if self.verification is not None:
+            self.verification.removed(identity)
 
     def carry_times(self, node: Node) -> None:
         """Send the modification time of an object that was changed."""

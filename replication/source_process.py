@@ -7,6 +7,7 @@ source goes on alone or stops.
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import select
@@ -20,13 +21,14 @@ from typing import Any, Final
 from hotpair.cluster import record as records
 from hotpair.cluster import record_io
 from hotpair.cluster.record import Copying, Meeting, Record, Side
-from hotpair.replication import dirty_log, frames, fuse_io, linux_io
+from hotpair.replication import dirty_log, frames, fuse_abi, fuse_io, journal_io, keeper_io, linux_io
 from hotpair.replication.activity import ActivityLog
 from hotpair.replication.dirty_log import DirtyLogUnusable
 from hotpair.replication.dirty_log_io import DirtyLog
-from hotpair.replication.errors import BadConfiguration, LinkLost, MirrorError, ProtocolError, WrongDirectory
+from hotpair.replication.errors import BadConfiguration, LinkLost, MirrorError, ProtocolError
 from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import LENGTH, Kind
+from hotpair.replication.handover import Handover
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import (
     DESCRIPTORS_SPARE,
@@ -47,6 +49,7 @@ from hotpair.replication.source import FROZEN, PRIM, REINTEGRATING, STOPPED, Mod
 from hotpair.replication.spin import Spinner
 from hotpair.replication.tap_fuse import FuseTap
 from hotpair.replication.transport_io import Connection, TlsFiles
+from hotpair.replication.verify import Verification
 
 log = logging.getLogger("hotpair.replication")
 
@@ -80,13 +83,16 @@ class SourceProcess:
         self._say = say
         self._lock = lock_state(options.state)
         fuse_io.check_kernel()
-        self._root_fd = open_root(options.directory)
+        kept = self._adoptable()
         self._record_path = os.path.join(options.state, "record")
+        stored = self._load_record()
+        known_root = stored.root if stored is not None else None
+        self._root_fd = kept.root_fd if kept is not None else open_root(options.directory, known_root)
         self._largest_file = largest_file(self._root_fd)
         self._instance = new_identity()
         self._boot = boot_id()
         self._root_identity = ensure_identity(self._root_fd)
-        self.record = self._load_record()
+        self.record = stored if stored is not None else self._first_record()
         self._flushes = Flusher()
         self._log, marks = self._open_log()
         self._activity = ActivityLog(marks, options.hot_extents)
@@ -126,48 +132,77 @@ class SourceProcess:
         self._exit_code = 0
         self._ready = False
         self._evicting = False
+        self._handover: Handover | None = None
+        self._handed_over = False
+        self.verification: Verification | None = None  # the last one, running or ended
         self.in_sync = False
         self.ceiling = 0
         self.reason = "no connection to the peer yet"
         self._reader = Helper(COLD_READERS)
         self._helper = Helper(1)
         limit = descriptor_limit() - DESCRIPTORS_SPARE
-        self._fuse_fd = fuse_io.mount(options.directory, os.path.basename(options.state.rstrip("/")) or "module")
+        self._adopted = kept is not None
+        if kept is not None:
+            self._fuse_fd = kept.fuse_fd
+        else:
+            self._fuse_fd = fuse_io.mount(options.directory, os.path.basename(options.state.rstrip("/")) or "module")
+            self._keeper = keeper_io.start(options.state, self._fuse_fd, self._root_fd)
         self._fuse_connection = fuse_io.connection_number(options.directory)
-        self.tap = FuseTap(self._fuse_fd, self._root_fd, self.source, self._activity, limit // 2, options.cache)
+        self.tap = FuseTap(
+            self._fuse_fd,
+            self._root_fd,
+            self.source,
+            self._activity,
+            limit // 2,
+            options.cache,
+            os.path.join(options.state, "journal"),
+            self._adopted,
+        )
         self.tap.cold_read = self._cold_read
         self.source.nodes = self.tap.nodes
         self.source.path_fd = self.tap.descriptors.get
 
+    def _adoptable(self) -> keeper_io.Kept | None:
+        """The mount of a mirror process that has died, if it can be taken over; otherwise it is taken away."""
+        kept = keeper_io.adopt(self.options.state)
+        if kept is not None:
+            agreed = journal_io.read(os.path.join(self.options.state, "journal")).agreed
+            if agreed is not None and agreed & fuse_abi.INIT_HAS_RESEND:
+                return kept
+            log.warning("this kernel cannot send requests again: the mount is taken away from those who use it")
+            fcntl.flock(kept.root_fd, fcntl.LOCK_UN)  # the keeper shares it, and may take a moment to end
+            os.close(kept.fuse_fd)
+            os.close(kept.root_fd)
+        if fuse_io.is_mounted(self.options.directory):
+            fuse_io.abort_connection(fuse_io.connection_number(self.options.directory))
+            fuse_io.unmount(self.options.directory)
+        return None
+
     # --- start ----------------------------------------------------------------------------------------------------
 
-    def _load_record(self) -> Record:
+    def _load_record(self) -> Record | None:
         try:
             record = record_io.load(self._record_path)
         except (records.RecordDamaged, records.RecordVersion) as error:
             raise BadConfiguration(str(error)) from error
-        if record is None:
-            record = Record(
-                generation=new_identity(),
-                last_role="ALONE",
-                solo=True,
-                boot=self._boot,
-                configuration=b"",
-                root=self._root_identity,
-            )
-            record_io.store(self._record_path, record)
-            return record
-        if record.root != self._root_identity:
-            raise WrongDirectory(
-                f"--dir {os.fsdecode(self.options.directory)} is not the directory of this module (its root has "
-                "another identity): is its disk mounted? Nothing was changed"
-            )
-        if record.inconsistent:
+        if record is not None and record.inconsistent:
             raise BadConfiguration(
                 "this copy is inconsistent (a reintegration into it was interrupted): it can only be a target"
             )
-        if record.outdated:
+        if record is not None and record.outdated:
             raise BadConfiguration("this copy is outdated: the other server has newer data; it can only be a target")
+        return record
+
+    def _first_record(self) -> Record:
+        record = Record(
+            generation=new_identity(),
+            last_role="ALONE",
+            solo=True,
+            boot=self._boot,
+            configuration=b"",
+            root=self._root_identity,
+        )
+        record_io.store(self._record_path, record)
         return record
 
     def _open_log(self) -> tuple[DirtyLog, dirty_log.Marks]:
@@ -214,6 +249,9 @@ class SourceProcess:
         self._watch(self._flushes.fileno(), self._flushes.completed)
         self._watch(self._helper.fileno(), self._helped)
         self._connector.connect()
+        if self._adopted:
+            self._say("adopted the mount")
+            self.tap.ask_again()
         poll = self._epoll.poll
         handlers = self._handlers
         source = self.source
@@ -231,6 +269,9 @@ class SourceProcess:
                 source.turn_end()
                 if source.reintegration is not None:
                     source.reintegration.step()
+                    source.turn_end()
+                if source.verification is not None:
+                    source.verification.step()
                     source.turn_end()
                 self._watch_writes()
                 if source.congested or not self.tap.ready:
@@ -292,7 +333,9 @@ class SourceProcess:
     def _helped(self) -> None:
         for answer in self._helper.answers():
             reintegration = self.source.reintegration
-            if reintegration is None or not reintegration.answered(answer):
+            if reintegration is not None and reintegration.answered(answer):
+                continue
+            if self.source.verification is None or not self.source.verification.answered(answer):
                 self._helper.abandon(answer[0])
 
     def _sync_file_system(self, fd: int, done: Callable[[int], None]) -> None:
@@ -392,6 +435,12 @@ class SourceProcess:
                 reintegration.wanted(fields[1], fields[2], fields[3])
             case Kind.CHECKED if reintegration is not None:
                 reintegration.checked(fields[1], fields[2])
+            case Kind.CHECKED | Kind.COMPARED | Kind.NAMES if self.verification is not None:
+                self.verification.answered_by_target(fields)
+            case Kind.HANDED_OVER if self._handover is not None and self._handover.asked:
+                self._take_answer(fields[1])
+            case Kind.NOT_HANDED_OVER if self._handover is not None and self._handover.asked:
+                self._not_handed_over(f"the peer does not take over: {fields[1]}")
             case Kind.TAKEN:
                 self._synchronised()
             case Kind.BUSY:
@@ -409,6 +458,7 @@ class SourceProcess:
         if not self._stopping:
             self._say(f"link lost: {reason}")
         self.reason = reason
+        self.end_verify(f"link lost: {reason}")
         self._unwatch(self._connection.fileno())
         self._sent_before += self._connection.sent
         self._connection.close()
@@ -421,11 +471,13 @@ class SourceProcess:
             self.source.reintegration.close()
         self.source.link_lost()
         self._state_changed(before)
+        self._handover_interrupted(reason)
 
     def _welcomed(self, welcome: dict[str, Any]) -> None:
         if welcome["resume"]:
             log.info("resuming the session after operation %d", welcome["applied"])
             before = self.source.mode
+            self._end_handover()  # the old connection is gone with all in it: the peer has not been asked
             self.source.resume(welcome["applied"])
             self._state_changed(before)
             self._synchronised()
@@ -469,6 +521,7 @@ class SourceProcess:
     def _start_reintegration(self, connection: Connection | None) -> None:
         if self._connection is not connection:
             return
+        self._end_handover()  # the peer has taken this copy's generation as a target: it has not taken over
         self._go_solo()
         before = self.source.mode
         root = self.tap.root
@@ -536,7 +589,7 @@ class SourceProcess:
         self._session = None
         self._link_lost(what)
         self.reason = what
-        if outdated and self.source.mode is FROZEN:
+        if outdated and self.source.mode is FROZEN and self._handover is None:
             self.source.when_log_is_idle(self._go_alone)
         self._reconnect_at = time.monotonic() + 5.0
 
@@ -550,11 +603,14 @@ class SourceProcess:
         """The verdict `go alone`. Raises MirrorError when it makes no sense now."""
         if self.source.mode is not FROZEN:
             raise MirrorError(f"the mirror is {self.source.mode.value}, not FROZEN: nothing waits for a verdict")
+        if self._handover is not None and self._connection is not None:
+            raise MirrorError("the peer has been asked to take over and may do so now: wait for its answer")
         self.source.when_log_is_idle(self._go_alone)
 
     def _go_alone(self) -> None:
         if self.source.mode is not FROZEN:
             return
+        self._end_handover()
         self._session = None
         self._activity.freeze()
         self._go_solo()
@@ -572,6 +628,97 @@ class SourceProcess:
         self.ceiling = max(0, bytes_per_second)
         if self.source.reintegration is not None:
             self.source.reintegration.ceiling = self.ceiling
+        if self.verification is not None:
+            self.verification.content.ceiling = self.ceiling
+
+    # --- verify ---------------------------------------------------------------------------------------------------
+
+    def start_verify(self, repair: bool) -> None:
+        """Compare both copies while the VM runs. Raises MirrorError when it makes no sense now."""
+        if self.source.mode is not PRIM or not self.in_sync or self._stopping:
+            raise MirrorError(f"the mirror is {self.source.mode.value}: only copies in sync are compared")
+        if self._handover is not None:
+            raise MirrorError("the peer is being asked to take over")
+        if self.source.verification is not None:
+            raise MirrorError("a comparison is under way: wait for it, or stop it")
+        self.verification = self.source.verification = Verification(
+            self.source, self.tap.nodes, self._root_fd, self.tap.root, self._helper, repair, self._verified
+        )
+        self.verification.content.ceiling = self.ceiling
+
+    def end_verify(self, result: str) -> None:
+        """End a comparison, if one is under way."""
+        if self.source.verification is not None:
+            self.source.verification.end(result)
+
+    def _verified(self, result: str) -> None:
+        self.source.verification = None
+        self._say(f"verify: {result}")
+
+    # --- handing over ---------------------------------------------------------------------------------------------
+
+    def hand_over(self) -> None:
+        """Have the peer take over; the VM has been stopped. Raises MirrorError when that cannot be."""
+        if self.source.mode is not PRIM or not self.in_sync or self._stopping:
+            raise MirrorError(f"the mirror is {self.source.mode.value}: only a pair in sync can change its roles")
+        if self._handover is not None:
+            raise MirrorError("the handover is under way")
+        self.end_verify("stopped: the module is handed over")
+        self._handover = Handover(self.source, self._root_fd, self._ask_to_take_over, self._not_handed_over)
+        self._handover.begin(time.monotonic())
+
+    def _ask_to_take_over(self) -> None:
+        self._state_changed(PRIM)
+        self.source.message(Kind.HANDOVER, records.encode(self.record))
+        self.source.send()
+
+    def _not_handed_over(self, reason: str) -> None:
+        """It is certain that the peer has not taken over: go on as before."""
+        self._end_handover()
+        self.reason = f"not handed over: {reason}"
+        self._say(self.reason)
+        if self.source.mode is FROZEN and self._connection is not None:
+            self.source.unfreeze()
+            self._state_changed(FROZEN)
+
+    def _end_handover(self) -> None:
+        if self._handover is not None:
+            self._handover.ended = True
+            self._handover = None
+
+    def _handover_interrupted(self, reason: str) -> None:
+        handover = self._handover
+        if handover is None or self._stopping:
+            return
+        if handover.asked:
+            self.reason = (
+                f"the outcome of the handover is unknown ({reason}): start the other server's mirror, or let "
+                "arbitration decide"
+            )
+            self._say(self.reason)
+        else:
+            self._not_handed_over(reason)
+
+    def _take_answer(self, encoded: bytes) -> None:
+        try:
+            theirs = records.decode(encoded)
+        except (records.RecordDamaged, records.RecordVersion) as error:
+            raise ProtocolError(f"the peer's record: {error}") from error
+        mine = self.record
+        if theirs.generation != mine.generation or theirs.last_role != "PRIM" or theirs.term <= mine.term:
+            raise ProtocolError("the peer says that it has taken over, and its record does not say so")
+        self.source.when_log_is_idle(lambda: self._finish_handover(theirs))
+
+    def _finish_handover(self, theirs: Record) -> None:
+        """The peer has taken over, durably. Both copies are on disk and equal: no mark is needed any more."""
+        if self._handover is None:
+            return  # another verdict came before the log was idle
+        self._log.compact(dirty_log.Marks())
+        self._store(replace(records.hand_over(self.record, theirs), log_counter=self._log.counter))
+        self._handed_over = True
+        self.source.stop()
+        self._begin_stop()
+        self._link_lost("handed over")
 
     def shut_down(self) -> None:
         """End cleanly, as on SIGTERM."""
@@ -624,6 +771,8 @@ class SourceProcess:
             "nodes": len(self.tap.nodes.by_number),
             "fuse_connection": self._fuse_connection,
             "reintegration": reintegration.progress() if reintegration is not None else None,
+            "verify": self.verification.progress() if self.verification is not None else None,
+            "handover": self._handover.stage if self._handover is not None else None,
         }
 
     def _now_ready(self) -> None:
@@ -656,7 +805,7 @@ class SourceProcess:
         after = self.options.alone_after_s
         if source.mode is not FROZEN:
             self._frozen_since = now
-        elif after is not None and now - self._frozen_since >= after and not self._greeting(now):
+        elif after is not None and self._handover is None and self._frozen_long(now, after):
             source.when_log_is_idle(self._go_alone)
         if source.mode is PRIM and not source.inflight:
             source.carry_all_times()
@@ -681,6 +830,9 @@ class SourceProcess:
             self._link_lost(f"no progress on outstanding operations for {limit:g} s")
         elif now - self._heard_at > limit:
             self._link_lost(f"nothing heard from the peer for {limit:g} s")
+
+    def _frozen_long(self, now: float, after_s: float) -> bool:
+        return now - self._frozen_since >= after_s and not self._greeting(now)
 
     def _greeting(self, now: float) -> bool:
         """Whether a connection is new enough that the target may still answer the hello."""
@@ -711,6 +863,9 @@ class SourceProcess:
     # --- the end --------------------------------------------------------------------------------------------------
 
     def _begin_stop(self) -> None:
+        self.end_verify("stopped: the mirror ends")
+        if self._handover is not None and not self._handover.asked:
+            self._end_handover()
         self._stopping = True
         self._stop_at = time.monotonic() + 30.0
 
@@ -767,9 +922,11 @@ class SourceProcess:
         if self._connection is not None:
             self._connection.close()
             self._connection = self.source.connection = None
-        os.close(self._fuse_fd)
         fuse_io.unmount(self.options.directory)
+        self.tap.close(unmounted=True)
+        os.close(self._fuse_fd)
         self._reader.close()
         self._helper.close()
         self._log.close()
-        self._say("stopped")
+        fcntl.flock(self._root_fd, fcntl.LOCK_UN)  # the keeper shares it, and may take a moment to end
+        self._say("handed over" if self._handed_over else "stopped")

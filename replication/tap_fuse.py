@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from hotpair.replication import fuse_abi as abi
-from hotpair.replication import linux_io, tree_io
+from hotpair.replication import journal_io, linux_io, tree_io
 from hotpair.replication.activity import ActivityLog
 from hotpair.replication.dirty_log import Extents, Metadata, Names
 from hotpair.replication.frames import Kind
@@ -63,7 +63,15 @@ class FuseTap:
     """Serves one mount."""
 
     def __init__(
-        self, fuse_fd: int, root_fd: int, source: Source, activity: ActivityLog, descriptor_limit: int, cache: str
+        self,
+        fuse_fd: int,
+        root_fd: int,
+        source: Source,
+        activity: ActivityLog,
+        descriptor_limit: int,
+        cache: str,
+        journal_path: str,
+        adopted: bool,
     ) -> None:
         self.fuse_fd = fuse_fd
         self.cold_read: Callable[[Slot, Node, int, int], bool]
@@ -77,9 +85,12 @@ class FuseTap:
         self.descriptors = Descriptors(root_fd, descriptor_limit)
         self.root = self._make_root()
         self._orphans_fd = tree_io.private_directory(root_fd, b"orphans")
-        for name in os.listdir(self._orphans_fd):  # of a mirror that was killed
-            tree_io.remove_tree(self._orphans_fd, os.fsencode(name))
         self.agreed = 0  # INIT flags
+        self._intents: dict[int, journal_io.Intent] = {}
+        if adopted:
+            self._adopt(journal_io.read(journal_path))
+        self._journal = journal_io.Journal(journal_path, self.nodes)
+        self._clear_orphans()
         source.answer_write = self._answer_write
         source.fail_write = self._fail_write
         self._table: dict[int, Callable[[Ask], None]] = {
@@ -127,6 +138,43 @@ class FuseTap:
         root.lookups = 1
         return root
 
+    # --- adoption -------------------------------------------------------------------------------------------------
+
+    def _adopt(self, restored: journal_io.Restored) -> None:
+        """Take over the mount of a mirror process that has died: its nodes, its handles, its unanswered requests."""
+        self.agreed = restored.agreed or 0
+        self._intents = restored.intents
+        journal_io.rebuild(restored, self.nodes, self._activity.marks_of)
+        for text in os.listdir(self._orphans_fd):  # it may have died before it could write that down
+            node = self.nodes.by_identity.get(bytes.fromhex(text)) if len(text) == 32 else None
+            if node is not None:
+                node.orphan = True
+        for number, (nodeid, is_directory) in restored.handles.items():
+            node = self.nodes.by_number.get(nodeid)
+            if node is None:
+                continue
+            if is_directory:
+                handle = self.nodes.handles[number]
+                handle.directory_fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd(node))
+            else:
+                node.opens += 1
+                self._open_data(node)
+
+    def ask_again(self) -> None:
+        """Have the kernel send again what the dead mirror process had taken and not answered."""
+        os.write(self.fuse_fd, out_header(16, abi.NOTIFY_RESEND, 0))
+
+    def _clear_orphans(self) -> None:
+        """Remove what a dead mirror process has left behind and nobody holds."""
+        for text in os.listdir(self._orphans_fd):
+            node = self.nodes.by_identity.get(bytes.fromhex(text)) if len(text) == 32 else None
+            if node is None:
+                tree_io.remove_tree(self._orphans_fd, os.fsencode(text))
+
+    def close(self, unmounted: bool) -> None:
+        """The end; the journal is of use only while there is a mount."""
+        self._journal.close(forget=unmounted)
+
     # --- requests in, answers out ---------------------------------------------------------------------------------
 
     def take(self) -> int:
@@ -156,7 +204,7 @@ class FuseTap:
             (_, opcode, unique, _, _, _, _, _, _, number, offset, size, write_flags, _, flags, _) = write_request(
                 memory
             )
-            slot.unique = unique & ~abi.UNIQUE_RESEND
+            slot.unique = unique  # with the bit that says that it is sent again: the answer must carry it too
             if opcode == 16:  # abi.WRITE
                 node = handles[number].node
                 slot.size = size
@@ -233,6 +281,7 @@ class FuseTap:
 
     def _init(self, ask: Ask) -> None:
         answer, self.agreed = answer_init(ask[5], MAX_BACKGROUND)
+        self._journal.begin(self.agreed)
         self._answer(ask[0], answer)
 
     def _destroy(self, ask: Ask) -> None:
@@ -256,12 +305,16 @@ class FuseTap:
         if node is None:
             kind = stat.S_IFMT(os.fstat(fd).st_mode)
             node = self.nodes.add(identity, linux_io.name_to_handle(fd), kind, fd, self._activity.marks_of(identity))
-            self.descriptors.adopt(node)
-        else:
-            os.close(fd)
-        if not node.orphan:
             node.parent = parent
             node.name = name
+            self.descriptors.adopt(node)
+            self._journal.node(node)
+            return node
+        os.close(fd)
+        if not node.orphan and (node.parent is not parent or node.name != name):
+            node.parent = parent
+            node.name = name
+            self._journal.named(node)
         return node
 
     def _forget(self, nodeid: int, lookups: int) -> None:
@@ -269,6 +322,7 @@ class FuseTap:
         if node is None:
             return
         node.lookups -= lookups
+        self._journal.forgotten(nodeid, lookups)
         if node.lookups <= 0 and node is not self.root:
             self._source.forget(node)
             self.nodes.drop(node)
@@ -303,6 +357,7 @@ class FuseTap:
         """struct fuse_entry_out; counts one reference of the kernel's."""
         attr = self._attr(node, self._fd(node))
         node.lookups += 1
+        self._journal.looked_up(node)
         return abi.ENTRY_OUT_PREFIX.pack(node.nodeid, 0, CACHE_VALID_S, CACHE_VALID_S, 0, 0) + attr
 
     def _lookup(self, ask: Ask) -> None:
@@ -358,6 +413,7 @@ class FuseTap:
     def _open_answer(self, node: Node) -> bytes:
         node.opens += 1
         handle = self.nodes.open(Handle(node))
+        self._journal.opened(handle, node, False)
         flags = abi.FOPEN_DIRECT_IO | abi.FOPEN_PARALLEL_DIRECT_WRITES if self._direct else abi.FOPEN_KEEP_CACHE
         return abi.OPEN_OUT.pack(handle, flags, 0)
 
@@ -374,7 +430,11 @@ class FuseTap:
     def _release(self, ask: Ask) -> None:
         slot, _, _, _, _, body = ask
         number, _, _, _ = abi.RELEASE_IN.unpack_from(body)
+        if slot.resent and number not in self.nodes.handles:
+            self._error(slot, 0)  # the mirror process that took it had done so
+            return
         node = self.nodes.handles.pop(number).node
+        self._journal.released(number)
         node.opens -= 1
         source = self._source
         if node.touched and not node.orphan:
@@ -598,7 +658,11 @@ class FuseTap:
 
         def perform() -> list[Operation]:
             fd = self._fd(node)
-            os.setxattr(proc_path(fd), name, value, flags)
+            try:
+                os.setxattr(proc_path(fd), name, value, flags)
+            except FileExistsError:  # XATTR_CREATE
+                if not slot.resent or os.getxattr(proc_path(fd), name) != value:
+                    raise
             operations = self._content(node, (Kind.SET_XATTR, node.identity, name, value))
             if kill & abi.SETXATTR_ACL_KILL_SGID:
                 mode = stat.S_IMODE(os.fstat(fd).st_mode)
@@ -621,7 +685,11 @@ class FuseTap:
             if name in ACL_XATTRS:
                 tree_io.remove_xattr(fd, name)
             else:
-                os.removexattr(proc_path(fd), name)
+                try:
+                    os.removexattr(proc_path(fd), name)
+                except OSError as error:
+                    if not (slot.resent and error.errno == errno.ENODATA):
+                        raise
             return self._content(node, (Kind.REMOVE_XATTR, node.identity, name))
 
         self._source.change(self._marks(node, Metadata(node.identity)), perform, self._finisher(slot))
@@ -676,14 +744,20 @@ class FuseTap:
         source = self._source
 
         def perform() -> list[Operation]:
-            fd = tree_io.create(self._fd(parent), name, identity, mode, umask, uid, gid, device, link)
+            try:
+                fd = tree_io.create(self._fd(parent), name, identity, mode, umask, uid, gid, device, link)
+            except FileExistsError:
+                # The kernel asks for a new object only where it knows of none: it was made by the mirror that died
+                if not slot.resent:
+                    raise
+                fd = open_path(self._fd(parent), name)
             what = tree_io.describe(fd)
             node = self.node_for(fd, parent, name)
             made.append(node)
             source.touch(parent)
             source.touch(node)
             return [
-                Operation((parent,), (Kind.MAKE, parent.identity, name, identity, *what[:5], list(what.xattrs))),
+                Operation((parent,), (Kind.MAKE, parent.identity, name, node.identity, *what[:5], list(what.xattrs))),
                 *source.made(node, parent),
             ]
 
@@ -724,11 +798,16 @@ class FuseTap:
             raise OSError(errno.ENOENT, "")
 
         def perform() -> list[Operation]:
-            linux_io.linkat_empty(self._fd(node), self._fd(parent), name)
+            try:
+                linux_io.linkat_empty(self._fd(node), self._fd(parent), name)
+            except FileExistsError:
+                if not slot.resent:
+                    raise
             self._source.touch(parent)
             operation = Operation((node, parent), (Kind.LINK, node.identity, parent.identity, name))
             if node.parent is None:
                 node.parent, node.name = parent, name
+                self._journal.named(node)
             return [operation]
 
         marks = (Names(parent.identity), Metadata(node.identity))
@@ -744,7 +823,12 @@ class FuseTap:
 
         def perform() -> list[Operation]:
             directory_fd = self._fd(parent)
-            fd = open_path(directory_fd, name)
+            try:
+                fd = open_path(directory_fd, name)
+            except FileNotFoundError:
+                if slot.resent:
+                    return []  # done by the mirror that died; what the target lacks is marked
+                raise
             try:
                 identity = read_identity(fd) or b""
                 node = self.nodes.by_identity.get(identity)
@@ -758,6 +842,7 @@ class FuseTap:
             self._remove_name(directory_fd, name, directory, node if last else None)
             if node is not None and known_by_it:
                 node.parent, node.name = None, b""
+                self._journal.named(node)
             operation = Operation(
                 (parent, node) if directory and node is not None else (parent,),
                 (Kind.RMDIR if directory else Kind.UNLINK, parent.identity, name, identity, last),
@@ -775,6 +860,7 @@ class FuseTap:
         if node is not None:
             node.orphan = True
             node.declared = -1  # the target has dropped it
+            self._journal.orphaned(node)
 
     def _remove_name(self, directory_fd: int, name: bytes, directory: bool, node: Node | None) -> None:
         """Remove a name; what the kernel still holds lives on among the orphans, where a new mirror finds it."""
@@ -809,6 +895,8 @@ class FuseTap:
 
         def perform() -> list[Operation]:
             old_fd, new_fd = self._fd(old_parent), self._fd(new_parent)
+            if slot.resent and self._was_renamed(slot.unique & ~abi.UNIQUE_RESEND, old_fd, old, new_fd, new):
+                return []  # done by the mirror that died; what the target lacks is marked
             moved = self._existing(old_fd, old)
             replaced, links = self._existing_links(new_fd, new)
             if moved is not None and moved is replaced and not exchange:
@@ -816,6 +904,9 @@ class FuseTap:
                 return []
             vanishes = replaced is not None and not exchange and (links == 1 or replaced.is_directory)
             one_name_less = replaced is not None and not exchange and not vanishes
+            if replaced is not None:
+                moving = moved.identity if moved is not None else b""
+                self._journal.intent(slot.unique & ~abi.UNIQUE_RESEND, moving, replaced.identity, exchange)
             known_by_it = replaced is not None and one_name_less and _is_known_by(replaced, new_parent, new)
             if replaced is not None and known_by_it:
                 self._source.name_lost(replaced)
@@ -827,10 +918,13 @@ class FuseTap:
                 linux_io.renameat2(old_fd, old, new_fd, new, flags)
             if replaced is not None and known_by_it:
                 replaced.parent, replaced.name = None, b""
+                self._journal.named(replaced)
             if moved is not None:
                 moved.parent, moved.name = new_parent, new
+                self._journal.named(moved)
             if exchange and replaced is not None:
                 replaced.parent, replaced.name = old_parent, old
+                self._journal.named(replaced)
             self._source.touch(old_parent)
             self._source.touch(new_parent)
             vanished = replaced.identity if replaced is not None and vanishes else b""
@@ -841,6 +935,21 @@ class FuseTap:
 
         marks = (Names(old_parent.identity), Names(new_parent.identity))
         self._source.change(marks, perform, self._finisher(slot))
+
+    def _was_renamed(self, unique: int, old_fd: int, old: bytes, new_fd: int, new: bytes) -> bool:
+        """Whether a rename that is sent a second time has happened; one that stopped half-way is finished."""
+        intent = self._intents.get(unique)
+        if intent is None:
+            return not _exists(old_fd, old) and _exists(new_fd, new)
+        moved, replaced, exchange = intent
+        at_new, _ = self._existing_links(new_fd, new)
+        if at_new is None or at_new.identity != moved:
+            return False
+        left, links = self._existing_links(old_fd, old)
+        if left is not None and left.identity == replaced and links == 1 and not exchange:
+            self._remove_name(old_fd, old, left.is_directory, left)
+            left.orphan = True
+        return True
 
     def _existing(self, directory_fd: int, name: bytes) -> Node | None:
         return self._existing_links(directory_fd, name)[0]
@@ -875,11 +984,16 @@ class FuseTap:
     def _opendir(self, ask: Ask) -> None:
         node = self._node(ask[1])
         fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd(node))
-        self._answer(ask[0], abi.OPEN_OUT.pack(self.nodes.open(Handle(node, fd)), 0, 0))
+        number = self.nodes.open(Handle(node, fd))
+        self._journal.opened(number, node, True)
+        self._answer(ask[0], abi.OPEN_OUT.pack(number, 0, 0))
 
     def _releasedir(self, ask: Ask) -> None:
-        handle = self.nodes.handles.pop(abi.RELEASE_IN.unpack_from(ask[5])[0])
-        os.close(handle.directory_fd)
+        number = abi.RELEASE_IN.unpack_from(ask[5])[0]
+        handle = self.nodes.handles.pop(number, None)
+        if handle is not None:  # None: sent a second time
+            self._journal.released(number)
+            os.close(handle.directory_fd)
         self._error(ask[0], 0)
 
     def _fsyncdir(self, ask: Ask) -> None:
@@ -940,6 +1054,14 @@ class FuseTap:
             except FileNotFoundError:
                 pass  # it went away between the listing and now
         return bytes(abi.ENTRY_OUT_PREFIX.size + abi.ATTR.size)
+
+
+def _exists(directory_fd: int, name: bytes) -> bool:
+    try:
+        os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _is_known_by(node: Node, parent: Node, name: bytes) -> bool:

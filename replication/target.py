@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from hotpair.replication import frames, linux_io, tree_io
+from hotpair.replication.comparison import Comparison
 from hotpair.replication.errors import ProtocolError, TargetFailed
 from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import LENGTH, Kind
@@ -39,6 +40,7 @@ log = logging.getLogger("hotpair.replication")
 LARGEST_FRAME: Final = LENGTH.size + MAX_MESSAGE + MAX_PAYLOAD
 OPEN_FILES: Final = 2048  # files held open for writing; the least recently used is flushed and closed
 MAX_OFFSET: Final = (1 << 63) - 1
+READ_AHEAD: Final = 1 << 20  # bytes behind a comparison: a cold read would hold up the writes that wait behind it
 
 # What a field of another type or range than the protocol's raises, in Python, struct and ctypes
 MALFORMED: Final = (
@@ -103,6 +105,7 @@ class Target:
         self._missing = RECEIVE_BUFFER
         self._open: OrderedDict[Replica, None] = OrderedDict()
         self._serial = 0  # of the session: an answer to an old one's flush is no answer to the new one
+        comparison = Comparison(self)
         self._apply: dict[int, Callable[[list[Any]], None]] = {
             Kind.TRUNCATE: self._truncate,
             Kind.FALLOCATE: self._fallocate,
@@ -122,6 +125,9 @@ class Target:
             Kind.CHECK: self._check,
             Kind.FLUSH_ALL: self._flush_all,
             Kind.EMPTY_TRASH: self._empty_trash,
+            Kind.DESCRIBE: self._describe,
+            Kind.CHECK_OBJECTS: comparison.objects,
+            Kind.CHECK_NAMES: comparison.names,
         }
 
     # --- the stream -----------------------------------------------------------------------------------------------
@@ -370,8 +376,9 @@ class Target:
         self.register(fd, identity)
 
     def _forget(self, fields: list[Any]) -> None:
-        item = self.known(fields[2])
-        if item is not self.root:
+        """Close an object; one that is not held (verify asked for it, and it was missing here) is no error."""
+        item = self.objects.get(_identity(fields[2]))
+        if item is not None and item is not self.root:
             self.drop(item)
 
     def _truncate(self, fields: list[Any]) -> None:
@@ -489,8 +496,23 @@ class Target:
         _, sequence, identity, offset, length, digest = fields
         if not 0 < length <= MAX_PAYLOAD:
             raise ProtocolError(f"the peer asked for a comparison of {length} bytes")
-        data = os.pread(self._open_data(self.known(identity)), length, offset)
+        item = self.objects.get(identity)
+        if item is None:
+            self.say(Kind.CHECKED, sequence, None)
+            return
+        try:
+            fd = self._open_data(item)
+            data = os.pread(fd, length, offset)
+            os.posix_fadvise(fd, offset + length, READ_AHEAD, os.POSIX_FADV_WILLNEED)  # the next ones come soon
+        except OSError as error:  # nothing was to be changed, so nothing has failed: what cannot be read is different
+            log.warning("comparing %d bytes at %d: %s", length, offset, error.strerror)
+            data = b""
         self.say(Kind.CHECKED, sequence, hashlib.blake2b(data, digest_size=32).digest() == digest)
+
+    def _describe(self, fields: list[Any]) -> None:
+        _, _, identity, (mode, uid, gid, device, link, xattrs) = fields
+        what = Description(mode, uid, gid, device, link, [(key, value) for key, value in xattrs])
+        tree_io.set_description(self._fd(self.known(identity)), what)
 
     def _listing(self, fields: list[Any]) -> None:
         self.listing.apply(fields)

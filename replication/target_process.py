@@ -19,12 +19,13 @@ from hotpair.cluster.record import Record
 from hotpair.replication import dirty_log, frames, linux_io
 from hotpair.replication.dirty_log import DirtyLogUnusable
 from hotpair.replication.dirty_log_io import DirtyLog
-from hotpair.replication.errors import BadConfiguration, LinkLost, ProtocolError, TargetFailed, WrongDirectory
+from hotpair.replication.errors import BadConfiguration, LinkLost, ProtocolError, TargetFailed
 from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import Kind
 from hotpair.replication.limits import (
     BUSY_INTERVAL_S,
     DESCRIPTORS_SPARE,
+    HANDOVER_CLOSE_S,
     PROTOCOL_VERSION,
     SPIN_S,
     STALL_TIMEOUT_S,
@@ -71,14 +72,14 @@ class TargetProcess:
         self.options = options
         self._say = say
         self._lock = lock_state(options.state)
-        self._root_fd = open_root(options.directory)
-        self._root_identity = ensure_identity(self._root_fd)
         self._record_path = os.path.join(options.state, "record")
+        self.record = self._load_record()
+        self._root_fd = open_root(options.directory, self.record.root if self.record is not None else None)
+        self._root_identity = ensure_identity(self._root_fd)
         self._log_path = os.path.join(options.state, "dirty-log")
         self._largest_file = largest_file(self._root_fd)
         self._instance = new_identity()
         self._boot = boot_id()
-        self.record = self._load_record()
         self._flushes = Flusher()
         self._limit = descriptor_limit() - DESCRIPTORS_SPARE
         self.target = self._make_target()
@@ -94,6 +95,7 @@ class TargetProcess:
         self._said_busy_at = 0.0
         self._heard_at = time.monotonic()
         self._ended = False
+        self._taken_over_at: float | None = None  # this server is the source from now on; another process will be it
         self.reason = "no source yet"
 
     def _make_target(self) -> Target:
@@ -108,15 +110,9 @@ class TargetProcess:
 
     def _load_record(self) -> Record | None:
         try:
-            record = record_io.load(self._record_path)
+            return record_io.load(self._record_path)
         except (records.RecordDamaged, records.RecordVersion) as error:
             raise BadConfiguration(str(error)) from error
-        if record is not None and record.root != self._root_identity:
-            raise WrongDirectory(
-                f"--dir {os.fsdecode(self.options.directory)} is not the directory of this module (its root has "
-                "another identity): is its disk mounted? Nothing was changed"
-            )
-        return record
 
     def _store(self, record: Record) -> None:
         record_io.store(self._record_path, record)
@@ -179,6 +175,9 @@ class TargetProcess:
 
     def _tick(self, now: float) -> None:
         target = self.target
+        if self._taken_over_at is not None and now - self._taken_over_at > HANDOVER_CLOSE_S:
+            self._stop()
+            return
         if target.connection is None:
             return
         if self._flushing_all and now - self._said_busy_at >= BUSY_INTERVAL_S:
@@ -234,6 +233,8 @@ class TargetProcess:
 
     def _objection(self, hello: dict[str, Any]) -> str | None:
         """Why this source cannot be served, if it cannot."""
+        if self._taken_over_at is not None:
+            return "this server has taken over: it is the source from now on"
         for key in ("root", "new_session"):
             value = hello.get(key)
             if type(value) is not bytes or len(value) != IDENTITY_SIZE:
@@ -296,6 +297,9 @@ class TargetProcess:
     def _link_lost(self, error: Exception) -> None:
         if self.target.connection is None:
             return
+        if self._taken_over_at is not None:  # the answer has arrived, or nobody waits for it any more
+            self._stop()
+            return
         self._say(f"link lost: {error}")
         self.reason = str(error)
         if isinstance(error, ProtocolError):
@@ -321,6 +325,8 @@ class TargetProcess:
                 self._begin(fields[1])
             case Kind.OFFER_SYNC:
                 self._take_sync(fields[1])
+            case Kind.HANDOVER:
+                self._take_over(fields[1])
             case Kind.BYE:
                 self._say(f"the source has stopped: {fields[1]}")
             case Kind.REFUSED:
@@ -362,6 +368,27 @@ class TargetProcess:
         self.reason = ""
         self._say("state SECOND")
         self.target.say(Kind.TAKEN, encoded)
+
+    def _take_over(self, encoded: bytes) -> None:
+        """The source hands the module over: make this copy the primary, durably, then say so."""
+        try:
+            theirs = records.decode(encoded)
+        except (records.RecordDamaged, records.RecordVersion) as error:
+            raise ProtocolError(f"the peer's record: {error}") from error
+        record = self.record
+        if record is None or self._session is None or not record.in_sync or record.outdated or record.inconsistent:
+            self.target.say(Kind.NOT_HANDED_OVER, "its copy is not in sync")
+            return
+        if theirs.generation != record.generation or not theirs.in_sync:
+            raise ProtocolError("the peer hands over a copy of another generation")
+        if os.path.exists(self._log_path):
+            os.unlink(self._log_path)
+        taken = records.take_over(record, theirs, boot=self._boot)
+        self._store(taken)
+        self._session = None
+        self._taken_over_at = time.monotonic()
+        self.reason = "this server has taken over"
+        self.target.say(Kind.HANDED_OVER, records.encode(taken))
 
     def _failed(self, sequence: int, error: OSError) -> None:
         """An operation failed. Say so only when it is on record that this copy is outdated, or say that it is not."""
@@ -428,8 +455,10 @@ class TargetProcess:
         }
 
     def _stop(self) -> None:
+        if self._ended:
+            return
         self._ended = True
         self._acceptor.close()
         self._drop_connection()
         linux_io.syncfs(self._root_fd)
-        self._say("stopped")
+        self._say("stopped" if self._taken_over_at is None else "handed over")

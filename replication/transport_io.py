@@ -197,6 +197,12 @@ class TlsFiles:
 def parse_address(text: str) -> tuple[str, int]:
     """``HOST:PORT`` (IPv6 in brackets) as a pair. Raises BadConfiguration."""
     host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
+        host = host[1:-1]
+    digits = port.isascii() and port.isdigit() and len(port) < 6
+    if not colon or not host or "[" in host or "]" in host or not digits or not 0 < int(port) < 65536:
         raise BadConfiguration(f"{text!r} is not an address: give HOST:PORT, for example 10.0.0.2:5600")
-    return host.strip("[]"), int(port)
+    if ":" in host and not bracketed:
+        raise BadConfiguration(f"{text!r} is not an address: put the IPv6 address in brackets, as in [::1]:5600")
+    return host, int(port)

@@ -22,10 +22,29 @@ from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.limits import PROTOCOL_VERSION
 from tests.ledger import Ledger, WriterProcess
 from tests.mirror_pair import MirrorPair, MirrorProcess, ReservedPort
+from tests.programs import wait_for_end
 
 WAIT_S = 30.0
 LARGEST_RSS = 400 << 20  # bytes: 64 request buffers of 1 MiB, the queue of 8 MiB, the interpreter, and room
-OUTSIDE = "outside"  # a directory beside the copies that no peer may ever touch
+# In the place of any field of a frame: nothing that a good peer would send there
+JUNK = (
+    None,
+    True,
+    -1,
+    0,
+    1 << 63,
+    (1 << 64) - 1,
+    1.5,
+    b"",
+    b"x" * 16,
+    b"x" * 300,
+    "text",
+    [],
+    [[]],
+    {},
+    {1: 2},
+    [b"x"],
+)
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = WAIT_S) -> None:
@@ -99,6 +118,17 @@ def equal_after_stop(pair: MirrorPair) -> None:
     pair.stop()
     differences = pair.compare()
     assert not differences, "\n".join(differences[:10])
+
+
+def usable(pair: MirrorPair) -> None:
+    """A small file can be written and flushed on the mount. By a child, because the mount may be frozen."""
+    child = subprocess.Popen(
+        ["dd", "if=/dev/zero", f"of={pair.mount}/usable", "bs=4k", "count=2", "conv=fsync"],
+        stderr=subprocess.DEVNULL,
+        env=pair.environment(),
+    )
+    assert wait_for_end(child, WAIT_S), f"the mount hangs: {pair.troubles()}"
+    assert child.wait() == 0, f"the mount is broken: {pair.troubles()}"
 
 
 # ---- load

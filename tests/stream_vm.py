@@ -101,6 +101,10 @@ class Vm:
         parent.children[name] = inode
         return inode
 
+    def _entry_of(self, parent: Inode, name: bytes) -> Callable[[bytes], None]:
+        """Accepts an answer that brings an entry."""
+        return lambda body: void(self._entry(parent, name, body))
+
     def _gone(self, parent: Inode, name: bytes) -> None:
         inode = parent.children.pop(name, None)
         if inode is not None:
@@ -115,9 +119,7 @@ class Vm:
                 if inode.locks:
                     raise Vm.Locked
                 parent = inode
-                self._ask(
-                    abi.LOOKUP, parent.nodeid, name + b"\0", lambda body, n=name, p=parent: self._entry(p, n, body)
-                )  # type: ignore[misc]
+                self._ask(abi.LOOKUP, parent.nodeid, name + b"\0", self._entry_of(parent, name))
                 child = parent.children.get(name)
                 if child is None:
                     raise FileNotFoundError(errno.ENOENT, path)
@@ -167,23 +169,25 @@ class Vm:
     def mkdir(self, path: bytes) -> Request:
         parent, name = self._place(path)
         body = abi.MKDIR_IN.pack(0o755, 0) + name + b"\0"
-        return self._ask(
-            abi.MKDIR, parent.nodeid, body, lambda body: void(self._entry(parent, name, body)), self._lock(parent)
-        )
+        return self._ask(abi.MKDIR, parent.nodeid, body, self._entry_of(parent, name), self._lock(parent))
 
     def unlink(self, path: bytes) -> Request:
         parent, name = self._place(path)
         inode = self.find(path)
         opcode = abi.RMDIR if inode.directory else abi.UNLINK
-        locked = self._lock(parent, inode)
-        return self._ask(opcode, parent.nodeid, name + b"\0", lambda _: self._gone(parent, name), locked)
+
+        def unlinked(_: bytes) -> None:
+            self._gone(parent, name)
+            self._evict(inode)
+
+        return self._ask(opcode, parent.nodeid, name + b"\0", unlinked, self._lock(parent, inode))
 
     def link(self, old: bytes, new: bytes) -> Request:
         inode = self.find(old)
         parent, name = self._place(new)
         body = abi.LINK_IN.pack(inode.nodeid) + name + b"\0"
         locked = self._lock(parent, inode)
-        return self._ask(abi.LINK, parent.nodeid, body, lambda body: void(self._entry(parent, name, body)), locked)
+        return self._ask(abi.LINK, parent.nodeid, body, self._entry_of(parent, name), locked)
 
     def rename(self, old: bytes, new: bytes, flags: int = 0) -> Request:
         moved = self.find(old)
@@ -229,7 +233,10 @@ class Vm:
         return self._ask(abi.FALLOCATE, file.nodeid, body, None, self._lock(file))
 
     def fsync(self, file: Inode) -> Request:
-        return self._ask(abi.FSYNC, file.nodeid, abi.FSYNC_IN.pack(file.handle, 0, 0))
+        if file.locks < 0:
+            raise Vm.Locked
+        file.locks += 1  # the caller holds the file open
+        return self._ask(abi.FSYNC, file.nodeid, abi.FSYNC_IN.pack(file.handle, 0, 0), None, (file,))
 
     def forget(self, path: bytes) -> bool:
         """Drop a name from the cache, and the object if that was the last and nobody uses it."""

@@ -27,9 +27,11 @@ from hotpair.cluster.record import (
     decode,
     encode,
     go_alone,
+    hand_over,
     mark_outdated,
     meet,
     offer_sync_as_source,
+    take_over,
     take_sync_as_target,
 )
 
@@ -257,6 +259,40 @@ def test_one_reintegration() -> None:
     assert taken == replace(offered, **own)
     with pytest.raises(AssertionError):
         take_sync_as_target(begun, source)
+
+
+def test_one_handover() -> None:
+    """The generation stays, the term rises, and whoever of the two comes back with which record, they agree."""
+    primary, second = record(), record(last_role="SECOND", boot="old", configuration=b"its own", log_counter=4)
+    successor = take_over(second, primary, boot="other")
+    assert changes(second, successor) == {"last_role": "PRIM", "term": 4, "boot": "other", "log_counter": 0}
+    assert take_over(second, primary).boot == "old"
+    former = hand_over(primary, successor)
+    assert changes(primary, former) == {"last_role": "SECOND", "term": 4}
+    for mine, peer, source in [
+        (primary, second, Side.ME),  # it has not happened
+        (primary, successor, Side.PEER),  # it has, and the answer was lost
+        (former, successor, Side.PEER),
+    ]:
+        met = meet(mine, peer, True, True, first=ME, preferred=ME)
+        assert (met.source, met.copying) == (source, Copying.LOGS_ONLY)
+    back = take_over(former, successor)
+    assert (back.term, hand_over(successor, back).last_role) == (5, "SECOND")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"in_sync": False}, {"inconsistent": True}, {"outdated": True}, {"solo": True}, {"generation": b"x" * 16}],
+)
+def test_only_a_copy_in_sync_takes_over(fields: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError):
+        take_over(record(last_role="SECOND", **fields), record())
+
+
+def test_a_server_hands_over_only_to_one_that_has_taken_over() -> None:
+    for successor in (record(term=4, last_role="SECOND"), record(), record(term=4, generation=named("x"))):
+        with pytest.raises(AssertionError):
+            hand_over(record(), successor)
 
 
 def test_a_solo_target_is_not_solo_in_a_generation_that_it_did_not_begin() -> None:

@@ -306,6 +306,43 @@ def test_replaced_files_do_not_stay_on_the_target(pair: Pair) -> None:
     assert stream.differences() == []
 
 
+def test_removed_files_do_not_stay_on_the_target(pair: Pair) -> None:
+    stream, vm = pair
+    stream.synchronise()
+    before = len(stream.target.objects)
+    for _ in range(10):
+        settle(pair, vm.create(b"file"))
+        settle(pair, vm.mkdir(b"directory"))
+        file = vm.open(b"file")
+        settle(pair, vm.write(file, 0, b"content"), vm.unlink(b"directory"))
+        settle(pair, vm.unlink(b"file"))
+        vm.close(file)
+    settle(pair)
+    assert len(stream.target.objects) == before
+    assert os.listdir(f"{stream.source_dir}/.hotpair/orphans") == []
+
+
+def test_what_is_left_out_at_the_very_end_is_caught_up(pair: Pair) -> None:
+    """Between the last flush and its answer: the walk must begin again, whatever the answer says."""
+    stream, _ = pair
+    in_sync_with_files(pair)
+    stream.go_alone()
+    stream.begin()
+    for _ in range(1000):
+        stream.flushed()
+        stream.helper.perform()
+        stream.answer()
+        stream.turn()
+        if stream._flush_all:
+            break
+        stream.deliver()
+        stream.deliver_back()
+    assert stream._flush_all
+    fill(pair, "B/unsent")  # stands for a change that could not be sent
+    stream.source.reintegration.walk_again()
+    finish(pair)
+
+
 def test_more_files_are_closed_at_once_than_the_flush_queue_holds(pair: Pair) -> None:
     stream, vm = pair
     fill(pair, *(f"{number:03}" for number in range(200)))

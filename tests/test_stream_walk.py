@@ -79,10 +79,18 @@ WALKS: dict[str, tuple[list[Change], list[Change]]] = {
     "a second name that is new, the first goes": (
         [lambda vm: [vm.link(b"A/f", b"C/f2")], lambda vm: [vm.link(b"B/k", b"A/D/k2")]],
         [
-            lambda vm: [vm.open(b"A/f") and vm.write(vm.open(b"A/f"), 0, b"a")],
+            lambda vm: [vm.write(vm.open(b"A/f"), 0, b"a")],
             lambda vm: [vm.unlink(b"A/f"), vm.unlink(b"B/k")],
             lambda vm: [vm.write(vm.open(b"C/f2"), 1, b"b"), vm.write(vm.open(b"A/D/k2"), 1, b"c")],
         ],
+    ),
+    "a second name that is new, and nobody looks": (
+        [
+            lambda vm: [vm.link(b"A/f", b"C/f2")],
+            lambda vm: [vm.link(b"B/k", b"A/D/k2")],
+            lambda vm: forget(vm, b"A/f", b"C/f2", b"B/k", b"A/D/k2"),
+        ],
+        [],
     ),
     "names exchanged meanwhile": (
         [lambda vm: [vm.rename(b"A/f", b"B/k", linux_io.RENAME_EXCHANGE)]],

@@ -1,0 +1,45 @@
+"""The keeper: holds a mount's /dev/fuse descriptor and the data directory, so that the mirror process may die.
+
+    python -I -S keeper.py SOCKET FUSE_FD ROOT_FD
+
+It runs as a plain file, without the package, because it must be small and must never need an upgrade. To whoever
+connects to its socket it hands both descriptors (SCM_RIGHTS, unix(7)). It ends when the mount is gone, which a
+/dev/fuse descriptor reports as an error condition.
+"""
+
+import array
+import os
+import select
+import socket
+import sys
+
+
+def main(arguments: list[str]) -> int:
+    """Serve until the mount is gone."""
+    path, fuse_fd, root_fd = arguments[0], int(arguments[1]), int(arguments[2])
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if os.path.exists(path):
+        os.unlink(path)
+    listener.bind(path)
+    os.chmod(path, 0o600)
+    listener.listen(1)
+    os.chdir("/")
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    poll.register(fuse_fd, 0)  # only POLLERR: requests are for the mirror
+    while True:
+        for fd, _ in poll.poll():
+            if fd == fuse_fd:
+                os.unlink(path)
+                return 0
+            client, _ = listener.accept()
+            with client:
+                rights = array.array("i", [fuse_fd, root_fd])
+                try:
+                    client.sendmsg([b"k"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+                except OSError:
+                    continue  # it went away again
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

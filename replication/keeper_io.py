@@ -1,0 +1,58 @@
+"""Starting the keeper, and adopting what it holds after the mirror process has died."""
+
+from __future__ import annotations
+
+import array
+import os
+import socket
+import subprocess
+import sys
+from typing import Final, NamedTuple
+
+from hotpair.replication import keeper
+
+SOCKET_NAME: Final = "keeper.sock"
+TIMEOUT_S: Final = 5.0
+
+
+class Kept(NamedTuple):
+    """The descriptors that a keeper holds."""
+
+    fuse_fd: int
+    root_fd: int
+
+
+def start(state: str, fuse_fd: int, root_fd: int) -> subprocess.Popen[bytes]:
+    """Start a keeper for a new mount, in a session of its own: it outlives us."""
+    script = os.path.abspath(keeper.__file__)
+    path = os.path.join(state, SOCKET_NAME)
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", script, path, str(fuse_fd), str(root_fd)],
+        pass_fds=(fuse_fd, root_fd),
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        cwd="/",
+    )
+
+
+def adopt(state: str) -> Kept | None:
+    """What the keeper in ``state`` holds, None when there is none."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(TIMEOUT_S)
+    with sock:
+        try:
+            sock.connect(os.path.join(state, SOCKET_NAME))
+            _, ancillary, _, _ = sock.recvmsg(1, socket.CMSG_SPACE(2 * array.array("i").itemsize))
+        except OSError:
+            return None  # it ended with its mount
+    fds = array.array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content)
+    if len(fds) != 2:
+        for fd in fds:
+            os.close(fd)
+        return None
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return Kept(*fds)
