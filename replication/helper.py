@@ -1,4 +1,4 @@
-"""A process for what would hold up the loop: cold reads, listings, reading and hashing of chunks.
+"""A process for what would hold up the loop: listings, reading and hashing of chunks. (Cold reads: reader.py.)
 
     python -m hotpair.replication.helper SOCKET_FD THREADS MEMORY_FD CHUNK_BYTES
 
@@ -6,8 +6,7 @@ It knows descriptors, offsets and a piece of shared memory. Must not know: nodes
 arrays on a SOCK_SEQPACKET socket, with the descriptor they are about; each thread takes one, does it, answers. It ends
 when the mirror process ends. A thread in the mirror process itself would fight for the interpreter's lock.
 
-Jobs: ["read", unique, offset, size] with [file, fuse]: read and answer the kernel directly.
-      ["chunk", token, offset, size, slot] with [file]: read into slot; answers [token, kind, size, digest].
+Jobs: ["chunk", token, offset, size, slot] with [file]: read into slot; answers [token, kind, size, digest].
       ["list", token, handle] with [root]: answers [token, "part", entries] ..., [token, "end", description].
 """
 
@@ -27,8 +26,6 @@ from typing import Any, Final
 import msgpack
 
 from hotpair.replication import linux_io, tree_io
-from hotpair.replication.fuse_abi import OUT_HEADER
-from hotpair.replication.limits import MAX_WRITE
 from hotpair.replication.objects_io import PRIVATE_NAME, ensure_identity, open_path
 
 MESSAGE_BYTES: Final = 60_000  # well below the default socket buffer, so that parts of a listing flow
@@ -38,7 +35,6 @@ DATA, ZEROS, FAILED = "data", "zeros", "failed"
 
 def serve(sock: socket.socket, memory: mmap.mmap, chunk_size: int) -> None:
     """Take jobs until the mirror process is gone."""
-    buffer = memoryview(mmap.mmap(-1, MAX_WRITE))
     while True:
         data, fds = receive(sock)
         if not data:
@@ -46,8 +42,6 @@ def serve(sock: socket.socket, memory: mmap.mmap, chunk_size: int) -> None:
         job = msgpack.unpackb(data)
         try:
             match job[0]:
-                case "read":
-                    read_and_answer(fds[0], fds[1], buffer, *job[1:])
                 case "chunk":
                     answer = [job[1], *read_chunk(fds[0], memory, chunk_size, *job[2:])]
                     sock.send(msgpack.packb(answer))
@@ -69,20 +63,6 @@ def receive(sock: socket.socket) -> tuple[bytes, array.array[int]]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
     return data, fds
-
-
-def read_and_answer(fd: int, fuse_fd: int, buffer: memoryview, unique: int, offset: int, size: int) -> None:
-    """Serve a FUSE READ from the disk and answer the kernel."""
-    try:
-        got = os.preadv(fd, (buffer[:size],), offset)
-        answer = (OUT_HEADER.pack(16 + got, 0, unique), buffer[:got])
-    except OSError as error:
-        answer = (OUT_HEADER.pack(16, -(error.errno or errno.EIO), unique), buffer[:0])
-    try:
-        os.writev(fuse_fd, answer)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENODEV):  # the caller or the mount is gone
-            raise
 
 
 def read_chunk(

@@ -44,6 +44,7 @@ from hotpair.replication.marks_message import decode_marks
 from hotpair.replication.nodes import Node
 from hotpair.replication.objects_io import ensure_identity, largest_file, new_identity, open_root
 from hotpair.replication.process_io import boot_id, descriptor_limit, lock_state
+from hotpair.replication.reader_io import Reader
 from hotpair.replication.reintegration import Reintegration
 from hotpair.replication.source import FROZEN, PRIM, REINTEGRATING, STOPPED, Mode, Source
 from hotpair.replication.spin import Spinner
@@ -138,7 +139,6 @@ class SourceProcess:
         self.in_sync = False
         self.ceiling = 0
         self.reason = "no connection to the peer yet"
-        self._reader = Helper(COLD_READERS)
         self._helper = Helper(1)
         limit = descriptor_limit() - DESCRIPTORS_SPARE
         self._adopted = kept is not None
@@ -158,7 +158,9 @@ class SourceProcess:
             os.path.join(options.state, "journal"),
             self._adopted,
         )
+        self._reader = Reader(self._fuse_fd, COLD_READERS)
         self.tap.cold_read = self._cold_read
+        self.tap.closed = lambda node: self._reader.drop(node.nodeid)
         self.source.nodes = self.tap.nodes
         self.source.path_fd = self.tap.descriptors.get
 
@@ -248,6 +250,7 @@ class SourceProcess:
         self._watch(self._delivery.fileno(), self._delivered)
         self._watch(self._flushes.fileno(), self._flushes.completed)
         self._watch(self._helper.fileno(), self._helped)
+        self._watch(self._reader.fileno(), self._reader.answers)
         self._connector.connect()
         if self._adopted:
             self._say("adopted the mount")
@@ -328,7 +331,7 @@ class SourceProcess:
     _mounted = True
 
     def _cold_read(self, slot: fuse_io.Slot, node: Node, offset: int, size: int) -> bool:
-        return self._reader.ask(["read", slot.unique, offset, size], node.data_fd, self._fuse_fd)
+        return self._reader.read(node.nodeid, node.data_fd, slot.unique, offset, size)
 
     def _helped(self) -> None:
         for answer in self._helper.answers():

@@ -22,8 +22,10 @@ from hotpair.replication.fuse_io import Slot, answer_init, make_slots
 from hotpair.replication.limits import (
     BYTES_PER_TURN,
     CACHE_VALID_S,
+    COLD_READS,
     MAX_BACKGROUND,
     NAME_BYTES,
+    OTHERS_PER_TURN,
     REQUESTS_PER_TURN,
     XATTR_BYTES,
 )
@@ -75,12 +77,12 @@ class FuseTap:
     ) -> None:
         self.fuse_fd = fuse_fd
         self.cold_read: Callable[[Slot, Node, int, int], bool]
+        self.closed: Callable[[Node], None] = lambda _: None  # a file's descriptor is about to be closed
         self._root_fd = root_fd
         self._source = source
         self._activity = activity
         self._direct = cache == "direct"
         self._slots = make_slots()
-        self._readers = [memoryview(bytearray(16)), memoryview(bytearray(0))]
         self.nodes = NodeTable()
         self.descriptors = Descriptors(root_fd, descriptor_limit)
         self.root = self._make_root()
@@ -186,6 +188,8 @@ class FuseTap:
         handles = self.nodes.handles
         write = self._source.write
         fuse_fd = self.fuse_fd
+        inflight = self._source.inflight
+        others = 0
         for count in range(REQUESTS_PER_TURN):
             if not slots:
                 return count
@@ -219,6 +223,9 @@ class FuseTap:
                     return count + 1  # large writes are passed on one by one, so that both copies work at once
             else:
                 self._dispatch(slot, opcode, unique)
+                others += 1
+                if others >= OTHERS_PER_TURN and inflight:
+                    return count + 1  # a write waits for its acknowledgement, which may be there already
         return REQUESTS_PER_TURN
 
     @property
@@ -449,6 +456,7 @@ class FuseTap:
         if node.unflushed:
             self._source.flush_before_close(node, self._close_data)
         elif node.opens == 0 and node.data_fd >= 0:
+            self.closed(node)
             os.close(node.data_fd)
             node.data_fd = -1
 
@@ -470,13 +478,19 @@ class FuseTap:
         node = self.nodes.handles[number].node
         if self._source.has_local_writes:
             self._source.apply_local()
+        if node.cold and self.cold_read(slot, node, offset, size):
+            node.cold -= 1
+            self._slots.append(slot)
+            return
         data = slot.memory[BODY : BODY + size]
         try:
             got = os.preadv(node.data_fd, (data,), offset, os.RWF_NOWAIT)
         except BlockingIOError:
             got = -1
         if got < size and not (got >= 0 and offset + got >= os.fstat(node.data_fd).st_size):
-            # Not all of it is in the page cache: somebody else waits for the disk and answers the kernel.
+            # Not all of it is in the page cache: somebody else waits for the disk and answers the kernel. Finding that
+            # out has cost as much as a read, so that the next ones are not tried here at all.
+            node.cold = COLD_READS
             if self.cold_read(slot, node, offset, size):
                 self._slots.append(slot)
                 return

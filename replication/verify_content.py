@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from hotpair.replication import helper, linux_io
+from hotpair.replication import comparison, helper, linux_io
 from hotpair.replication.dirty_log import Extents
 from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
@@ -221,9 +221,9 @@ class Content:
             return 0
 
     def _checked(self, chunk: Chunk, size: int, again: bool, same: bool | None) -> None:
-        """The target has compared a chunk; None: it has lost the file, which its directory's comparison reports."""
+        """The target has compared a chunk; None: it has lost the file meanwhile."""
         found = self._found.get(chunk)
-        if chunk.job.cancelled or same is None:
+        if chunk.job.cancelled:
             self._done(chunk)
         elif same:
             if found is not None:
@@ -235,8 +235,9 @@ class Content:
             self._done(chunk)
         else:
             path = self._paths[chunk.job.identity]
-            self._found[chunk] = self._report.add(path, [CONTENT], chunk.offset, size)
-            if self._repair:
+            what = comparison.MISSING if same is None else CONTENT
+            self._found[chunk] = self._report.add(path, [what], chunk.offset, size)
+            if self._repair and same is not None:
                 self._send_again(chunk)
             else:
                 self._done(chunk)

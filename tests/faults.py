@@ -1,7 +1,6 @@
 """What the fault tests share: a small disk, a link that can be cut at a byte, peers that lie, and limits."""
 
 import contextlib
-import itertools
 import os
 import select
 import signal
@@ -10,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Self
 
 import psutil
 
@@ -27,7 +26,7 @@ from tests.programs import wait_for_end
 WAIT_S = 30.0
 LARGEST_RSS = 400 << 20  # bytes: 64 request buffers of 1 MiB, the queue of 8 MiB, the interpreter, and room
 # In the place of any field of a frame: nothing that a good peer would send there
-JUNK = (
+JUNK: tuple[Any, ...] = (
     None,
     True,
     -1,
@@ -337,7 +336,7 @@ class Peer:
     def close(self) -> None:
         self.sock.close()
 
-    def __enter__(self) -> "Peer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -351,7 +350,7 @@ class FakeSource(Peer):
         super().__init__(socket.create_connection(("127.0.0.1", port)))
         self.root = root
         self.generation = generation
-        self.numbers = itertools.count(1)
+        self.sent = 0  # operations
 
     def hello(self, version: Any = PROTOCOL_VERSION, **changes: Any) -> None:
         """Say hello; ``changes`` replace what is in it, ... removes it."""
@@ -380,7 +379,8 @@ class FakeSource(Peer):
 
     def operation(self, kind: Kind, *fields: Any, payload: bytes = b"") -> None:
         """One numbered operation."""
-        self.send(kind, next(self.numbers), *fields, payload=payload)
+        self.sent += 1
+        self.send(kind, self.sent, *fields, payload=payload)
 
     def make(self, directory: Any, name: Any, identity: Any, mode: int = 0o100644, link: bytes = b"") -> None:
         """A MAKE."""
@@ -388,9 +388,10 @@ class FakeSource(Peer):
 
     def outcome(self) -> str:
         """What became of all that was sent: "applied", "failed", "refused" or "closed"."""
-        self.send(Kind.PROBE, 0)
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.send(Kind.PROBE, 0)
         while (fields := self.receive()) is not None:
-            if fields[0] == Kind.APPLIED and fields[1] == next(self.numbers) - 1:
+            if fields[0] == Kind.APPLIED and fields[1] == self.sent:
                 return "applied"
             if fields[0] in (Kind.FAILED, Kind.REFUSED):
                 return Kind(fields[0]).name.lower()

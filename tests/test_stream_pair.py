@@ -340,6 +340,8 @@ def test_what_is_left_out_at_the_very_end_is_caught_up(pair: Pair) -> None:
     assert stream._flush_all
     fill(pair, "B/unsent")  # stands for a change that could not be sent
     stream.source.reintegration.walk_again()
+    stream.deliver()
+    stream.deliver_back()
     finish(pair)
 
 

@@ -182,7 +182,7 @@ def test_the_run_has_no_more_steps_than_that() -> None:
         assert not verification.running
 
 
-@pytest.mark.parametrize("position", range(0, STEPS, 6))
+@pytest.mark.parametrize("position", range(0, STEPS, 5))
 def test_the_link_is_lost_while_it_is_repaired(position: int) -> None:
     """The session goes on after it, with what was sent for the repair; a second run finds what is left."""
     with VerifyPair() as pair:
