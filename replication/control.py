@@ -97,6 +97,7 @@ def source_commands(process: SourceProcess) -> dict[str, Command]:
         "status": lambda _: process.status(),
         "go_alone": lambda _: process.ask(process.go_alone),
         "stop": lambda _: process.abort(),
+        "retry": lambda _: process.ask(process.retry),
         "shutdown": lambda _: process.ask(process.shut_down),
         "verify_start": lambda arguments: process.ask(lambda: process.start_verify(bool(arguments.get("repair")))),
         "verify_stop": lambda _: process.ask(lambda: process.end_verify("stopped")),

@@ -43,7 +43,11 @@ from hotpair.replication.dirty_log import (
 )
 from hotpair.replication.errors import MirrorError
 
-ALLOCATION_STEP_BYTES = 1 << 20  # a commit into allocated space changes no metadata, so its flush is one disk write
+ALLOCATION_STEP_BYTES = 1 << 20
+# Space is filled with zeros when it is allocated. Then a commit changes no metadata and its flush is one disk write. In
+# space that is only reserved, each flush would commit the file system's journal, and with it (ext4, data=ordered) all
+# that the module's files have been allocated meanwhile.
+ZEROS_BYTES = 256 << 10
 LARGEST_LOG_BYTES = 256 << 20  # 5.5 million marks, read in some 10 s at start; beyond it everything is dirty
 COMPACTED_GARBAGE_RECORDS = 65536  # 3 MiB: below that a compaction costs more than it saves
 
@@ -97,7 +101,10 @@ class OsFiles:
         return os.pwrite(fd, data, offset)
 
     def fallocate(self, label: str, fd: int, offset: int, length: int) -> None:
-        os.posix_fallocate(fd, offset, length)
+        os.posix_fallocate(fd, offset, length)  # ENOSPC comes here, before a byte is written
+        zeros = bytes(min(length, ZEROS_BYTES))
+        for start in range(offset, offset + length, ZEROS_BYTES):
+            os.pwrite(fd, zeros[: offset + length - start], start)
 
     def fdatasync(self, label: str, fd: int) -> None:
         os.fdatasync(fd)

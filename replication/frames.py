@@ -22,6 +22,7 @@ from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, PROTOCOL_VERSIO
 
 LENGTH = Struct(">I")
 LENGTH_SIZE = LENGTH.size
+TLS_BEGINNINGS = (0x160301, 0x160303)  # a handshake record (RFC 8446 section 5.1), where a frame's length should be
 
 
 class Kind(IntEnum):
@@ -155,6 +156,10 @@ def encode(*fields: Any) -> bytes:
 
 def check_length(length: int) -> None:
     """Raise ProtocolError if a frame announces a size that the protocol does not allow."""
+    if length >> 8 in TLS_BEGINNINGS:
+        raise ProtocolError(
+            "the peer speaks TLS and this server does not: give both sides the --tls options, or neither"
+        )
     if not 0 < length <= MAX_MESSAGE:
         raise ProtocolError(
             f"the peer announced a frame of {length} bytes, the limit is {MAX_MESSAGE}: "

@@ -31,6 +31,8 @@ def start(state: str, fuse_fd: int, root_fd: int) -> subprocess.Popen[bytes]:
         pass_fds=(fuse_fd, root_fd),
         start_new_session=True,
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,  # whoever reads ours to its end must not wait for the keeper
+        stderr=subprocess.DEVNULL,
         cwd="/",
     )
 

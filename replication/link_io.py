@@ -102,7 +102,12 @@ class Connector:
         try:
             if self._context is None:
                 return PlainConnection(sock)
-            return TlsConnection(self._context.wrap_socket(sock))
+            try:
+                return TlsConnection(self._context.wrap_socket(sock))
+            except ssl.SSLError as error:
+                raise OSError(
+                    f"the TLS handshake failed ({error.reason or error}): does the target have TLS?"
+                ) from error
         except BaseException:
             sock.close()
             raise

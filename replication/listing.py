@@ -16,7 +16,6 @@ from hotpair.replication.frames import Kind
 from hotpair.replication.objects_io import (
     O_PATH_FLAGS,
     PRIVATE_NAME,
-    check_name,
     open_path,
     proc_path,
     read_identity,
@@ -34,8 +33,12 @@ class Listing:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._entries: list[list[Any]] = []
-        self._trash_fd = -1
+        self._trash_fd = tree_io.private_directory(target.root_fd, b"trash")
         self._unfinished: set[bytes] = set()  # handles of files that were not complete here
+
+    def close(self) -> None:
+        """The session is over."""
+        os.close(self._trash_fd)
 
     def apply(self, fields: list[Any]) -> None:
         """One part of a listing; the last one makes the directory equal."""
@@ -60,7 +63,7 @@ class Listing:
         target = self._target
         fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=target.descriptors.get(item))
         try:
-            wanted = {check_name(entry[0]): entry for entry in entries}
+            wanted = {target.name_in(item, entry[0]): entry for entry in entries}
             present: dict[bytes, bytes] = {}
             for text in os.listdir(fd):
                 name = os.fsencode(text)
@@ -140,7 +143,7 @@ class Listing:
                 target.drop(known)  # its last name is gone: it cannot come back
         trash_name = identity.hex().encode()
         try:
-            linux_io.renameat2(self._trash(), trash_name, fd, name, linux_io.RENAME_NOREPLACE)
+            linux_io.renameat2(self._trash_fd, trash_name, fd, name, linux_io.RENAME_NOREPLACE)
             return
         except FileNotFoundError:
             pass
@@ -170,18 +173,13 @@ class Listing:
             raise
         return True
 
-    def _trash(self) -> int:
-        if self._trash_fd < 0:
-            self._trash_fd = tree_io.private_directory(self._target.root_fd, b"trash")
-        return self._trash_fd
-
     def _to_trash(self, fd: int, name: bytes, identity: bytes) -> None:
         """Move an object out of the way, named after its identity, so that it is found again."""
         trash_name = identity.hex().encode() if identity else b"unknown-" + os.urandom(8).hex().encode()
         try:
-            linux_io.renameat2(fd, name, self._trash(), trash_name, linux_io.RENAME_NOREPLACE)
+            linux_io.renameat2(fd, name, self._trash_fd, trash_name, linux_io.RENAME_NOREPLACE)
         except FileExistsError:  # another name of the same object, or left from an interrupted reintegration
-            linux_io.renameat2(fd, name, self._trash(), trash_name + b"-" + os.urandom(8).hex().encode(), 0)
+            linux_io.renameat2(fd, name, self._trash_fd, trash_name + b"-" + os.urandom(8).hex().encode(), 0)
 
     def finish(self) -> None:
         """All content has arrived and is flushed: files count as complete from now on."""
@@ -204,9 +202,8 @@ class Listing:
     def empty_trash(self) -> None:
         """Remove what the source does not have."""
         self.finish()
-        trash = self._trash()
-        for name in os.listdir(trash):
-            tree_io.remove_tree(trash, os.fsencode(name))
+        for name in os.listdir(self._trash_fd):
+            tree_io.remove_tree(self._trash_fd, os.fsencode(name))
 
 
 def _description(raw: list[Any]) -> Description:

@@ -444,6 +444,8 @@ class Source:
 
     def acknowledged(self, sequence: int) -> None:
         """The target has applied everything up to ``sequence``."""
+        if self._local:
+            self.apply_local()  # what is answered now must be here as well
         inflight = self.inflight
         while inflight and inflight[0][0] <= sequence:
             _, _, done, argument = inflight.popleft()
@@ -518,6 +520,11 @@ class Source:
         self.inflight.clear()
         self.out.clear()
         self._local.clear()
+        waits, self._waits = self._waits, {}
+        for wait in waits.values():
+            wait.remote = False
+            wait.error = wait.error or errno.EIO
+            self._flush_step(wait)
         self._release_held()
 
     def _release_held(self) -> None:
@@ -568,15 +575,22 @@ class Source:
         """Make durable what is staged, and wait for it: for the steps that must not be overtaken. The log is idle."""
         assert not self._committing
         self.activity.commit_began()
-        self.log.commit_now()
+        if self.log.failure is None:
+            try:
+                self.log.commit_now()
+            except DirtyLogFailed as error:
+                log.error("%s", error)
+                self.log.set_everything()
         self.activity.commit_ended()
         self._staged = False
         waiters, self._staged_waiters = self._staged_waiters, []
         for resume in waiters:
             resume()
 
-    def staged(self) -> None:
-        """Records were staged that nobody waits for."""
+    def stage(self, record: LogRecord) -> None:
+        """Have a record written with the next commit. A log that has failed takes none: everything is dirty then."""
+        if self.log.failure is None:
+            self.log.stage(record)
         self._staged = True
 
     def flush_everything(self, root_fd: int, done: Callable[[int], None]) -> None:
@@ -692,8 +706,7 @@ class Source:
         for mark in marks:
             record = note_mark(self.activity, mark)
             if record is not None:
-                self.log.stage(record)
-                self._staged = True
+                self.stage(record)
         (self._staged_waiters if self._staged else self._committing_waiters).append(resume)
 
     def _commit_marks(self) -> None:
@@ -725,7 +738,11 @@ class Source:
             resume()
 
     def _marks_committed(self, error: int) -> None:
-        self.log.end_commit(error)
+        try:
+            self.log.end_commit(error)
+        except DirtyLogFailed as failure:  # a failed flush counts as a failed disk
+            self.disk_failed(str(failure))
+            return
         self._committing = False
         self.activity.commit_ended()
         waiters, self._committing_waiters = self._committing_waiters, []

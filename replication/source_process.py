@@ -24,7 +24,7 @@ from hotpair.cluster.record import Copying, Meeting, Record, Side
 from hotpair.replication import dirty_log, frames, fuse_abi, fuse_io, journal_io, keeper_io, linux_io
 from hotpair.replication.activity import ActivityLog
 from hotpair.replication.dirty_log import DirtyLogUnusable
-from hotpair.replication.dirty_log_io import DirtyLog
+from hotpair.replication.dirty_log_io import DirtyLog, DirtyLogFailed
 from hotpair.replication.errors import BadConfiguration, LinkLost, MirrorError, ProtocolError
 from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import LENGTH, Kind
@@ -57,6 +57,8 @@ log = logging.getLogger("hotpair.replication")
 COLD_READERS: Final = 16
 TICK_S: Final = 0.1
 CONTROL_TIMEOUT_S: Final = 5.0
+NUMBERED: Final = frozenset({Kind.APPLIED, Kind.FLUSHED, Kind.CHECKED, Kind.FAILED})
+STRUCTURED: Final = frozenset({Kind.WELCOME, Kind.WANTED})  # whose fields come from the peer and are not numbers
 GREETING_S: Final = 2.0  # a verdict by time waits so long for the answer to a hello
 
 
@@ -130,6 +132,8 @@ class SourceProcess:
         self._full = False
         self._stopping = False
         self._ended = False
+        self._failure = 0  # errno of the last operation that the target could not apply
+        self._give_up = False  # it failed in the same way twice: an operator must act
         self._exit_code = 0
         self._ready = False
         self._evicting = False
@@ -409,16 +413,26 @@ class SourceProcess:
                 break
             fields = frames.decode(bytes(received[start + LENGTH.size : end]))
             start = end
+            if fields[0] in NUMBERED and type(fields[1]) is not int:
+                raise ProtocolError(f"the peer sent {Kind(fields[0]).name} without a number")
             if fields[0] == Kind.APPLIED:
                 self.source.acknowledged(fields[1])
             else:
-                self._message(fields)
+                self._understand(fields)
                 if self._connection is not connection:
                     return
         del received[:start]
         self._heard_at = time.monotonic()
         if connection.pending():
             self._receive()
+
+    def _understand(self, fields: list[Any]) -> None:
+        try:
+            self._message(fields)
+        except (KeyError, TypeError, ValueError, records.RecordDamaged, records.RecordVersion) as error:
+            if fields[0] not in STRUCTURED:
+                raise
+            raise ProtocolError(f"the peer sent a malformed {Kind(fields[0]).name}: {error!r}") from error
 
     def _message(self, fields: list[Any]) -> None:
         kind = fields[0]
@@ -512,7 +526,7 @@ class SourceProcess:
         if full:
             self._log.set_everything()
         for record in self._activity.union(decode_marks(welcome["marks"] or [])):
-            self._log.stage(record)
+            self.source.stage(record)
         self.source.commit_marks_now()
         self._session = None
         self.source.message(Kind.BEGIN_REINTEGRATION, self.record.generation, full)
@@ -547,7 +561,7 @@ class SourceProcess:
         """A new generation, solo, durable: the log first, then the record."""
         alone = records.go_alone(self.record, new_identity(), boot=self._boot)
         if alone.generation != self.record.generation:
-            self._log.stage(dirty_log.generation(alone.generation))
+            self.source.stage(dirty_log.generation(alone.generation))
             self.source.commit_marks_now()
         if alone != self.record:
             self._store(alone)
@@ -574,6 +588,7 @@ class SourceProcess:
     def _synchronised(self) -> None:
         self.in_sync = True
         self.reason = ""
+        self._failure = 0
         if self._full:
             self._full = False
             self.source.when_log_is_idle(lambda: self._compact(clear_everything=True))
@@ -582,7 +597,13 @@ class SourceProcess:
         self._now_ready()
 
     def _compact(self, clear_everything: bool = False) -> None:
-        self._log.compact(self._activity.snapshot(), clear_everything=clear_everything)
+        if self._log.failure is not None:
+            return  # everything counts as dirty until the mirror is started again with room for its state
+        try:
+            self._log.compact(self._activity.snapshot(), clear_everything=clear_everything)
+        except DirtyLogFailed as error:
+            log.error("%s", error)  # the old log is as good
+            return
         self._store(replace(self.record, log_counter=self._log.counter))
         self._log.confirm_record(self._log.counter)
 
@@ -592,6 +613,11 @@ class SourceProcess:
         self._session = None
         self._link_lost(what)
         self.reason = what
+        self._give_up = code == self._failure
+        self._failure = code
+        if self._give_up:
+            self.reason = f"{what}. It is the second time: put it right there, then use the control command retry"
+            self._say(f"not tried again: {self.reason}")
         if outdated and self.source.mode is FROZEN and self._handover is None:
             self.source.when_log_is_idle(self._go_alone)
         self._reconnect_at = time.monotonic() + 5.0
@@ -723,6 +749,12 @@ class SourceProcess:
         self._begin_stop()
         self._link_lost("handed over")
 
+    def retry(self) -> None:
+        """The operator has put right what made the target fail."""
+        self._give_up = False
+        self._failure = 0
+        self._reconnect_at = 0.0
+
     def shut_down(self) -> None:
         """End cleanly, as on SIGTERM."""
         self._begin_stop()
@@ -799,7 +831,7 @@ class SourceProcess:
     def _tick(self, now: float) -> None:
         source = self.source
         if self._connection is None:
-            if not self._stopping and now >= self._reconnect_at:
+            if not self._stopping and not self._give_up and now >= self._reconnect_at:
                 self._reconnect_at = now + 3600.0  # the connector tries again by itself until it has one
                 self._connector.connect()
         else:
@@ -858,8 +890,7 @@ class SourceProcess:
                 self._activity.abort_eviction(selection)
                 return
             for record in self._activity.finish_eviction(selection):
-                self._log.stage(record)
-            source.staged()
+                source.stage(record)
 
         source.flush_everything(self._root_fd, flushed)
 
@@ -912,8 +943,9 @@ class SourceProcess:
 
     def _stopped_in_sync(self) -> None:
         """Both copies are on disk and equal: nothing needs a mark any more."""
-        self._log.compact(dirty_log.Marks())
-        self._store(replace(self.record, log_counter=self._log.counter))
+        if self._log.failure is None:
+            self._log.compact(dirty_log.Marks())
+            self._store(replace(self.record, log_counter=self._log.counter))
         self.source.message(Kind.BYE, "stopped")
         self.source.send()
         self._end()

@@ -23,6 +23,7 @@ from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, RECEIVE_BUFFER
 from hotpair.replication.objects_io import (
+    PRIVATE_NAME,
     Descriptors,
     Object,
     check_name,
@@ -284,6 +285,13 @@ class Target:
             raise ProtocolError(f"the peer named an object that it has not declared: {identity!r}")
         return item
 
+    def name_in(self, directory: Replica, name: object) -> bytes:
+        """A name from the peer, if it may stand in this directory. Raises OSError."""
+        checked = check_name(name)
+        if directory is self.root and checked == PRIVATE_NAME:
+            raise OSError(errno.EPERM, f"{name!r} is the mirror's own folder")
+        return checked
+
     def _fd(self, item: Replica) -> int:
         return self.descriptors.get(item)
 
@@ -368,7 +376,8 @@ class Target:
         _, _, identity, directory, name = fields
         if identity in self.objects:
             return
-        fd = open_path(self._fd(self.known(directory)), check_name(name))
+        parent = self.known(directory)
+        fd = open_path(self._fd(parent), self.name_in(parent, name))
         found = read_identity(fd)
         if found != identity:
             os.close(fd)
@@ -406,18 +415,20 @@ class Target:
     def _make(self, fields: list[Any]) -> None:
         _, _, directory, name, identity, mode, uid, gid, device, link, xattrs = fields
         what = Description(mode, uid, gid, device, link, [(key, value) for key, value in xattrs])
-        fd = tree_io.make(self._fd(self.known(directory)), check_name(name), _identity(identity), what)
+        parent = self.known(directory)
+        fd = tree_io.make(self._fd(parent), self.name_in(parent, name), _identity(identity), what)
         self.register(fd, identity)
 
     def _link(self, fields: list[Any]) -> None:
         _, _, identity, directory, name = fields
-        directory_fd = self._fd(self.known(directory))
-        linux_io.linkat_empty(self._fd(self.known(identity)), directory_fd, check_name(name))
+        parent = self.known(directory)
+        linux_io.linkat_empty(self._fd(self.known(identity)), self._fd(parent), self.name_in(parent, name))
 
     def _unlink(self, fields: list[Any]) -> None:
         kind, _, directory, name, identity, last = fields
-        directory_fd = self._fd(self.known(directory))
-        fd = open_path(directory_fd, check_name(name))
+        parent = self.known(directory)
+        directory_fd = self._fd(parent)
+        fd = open_path(directory_fd, self.name_in(parent, name))
         found = read_identity(fd)
         os.close(fd)
         if found != identity:
@@ -438,9 +449,9 @@ class Target:
 
     def _rename(self, fields: list[Any]) -> None:
         _, _, directory, name, new_directory, new_name, flags, vanished = fields
-        old_fd = self._fd(self.known(directory))
-        new_fd = self._fd(self.known(new_directory))
-        linux_io.renameat2(old_fd, check_name(name), new_fd, check_name(new_name), flags)
+        old, new = self.known(directory), self.known(new_directory)
+        old_name, new_name = self.name_in(old, name), self.name_in(new, new_name)
+        linux_io.renameat2(self._fd(old), old_name, self._fd(new), new_name, flags)
         if vanished:
             self._vanish(vanished)
 

@@ -210,6 +210,7 @@ class TargetProcess:
         self._offered = hello["new_session"]
         if not resume:
             self._session = None
+            self.target.listing.close()
             self.target.listing = Listing(self.target)
         self.target.attach(connection, fresh=not resume)
         self._writes_watched = False

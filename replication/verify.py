@@ -97,6 +97,7 @@ class Verification:
         self.result: str | None = None
         self._asked: dict[int, Callable[[Any], None]] = {}  # by sequence number
         self._uses: Counter[bytes] = Counter()  # objects that the target must know for us
+        self._removed: set[bytes] = set()  # of these: their last name is gone, and with it what the target knew
         self._linked: set[bytes] = set()  # files with several names that have had their turn
         self._visit: Visit | None = None
         self._uses[root.identity] = 1
@@ -111,6 +112,8 @@ class Verification:
     def removed(self, identity: bytes) -> None:
         """The last name of an object is gone, and the target has been told."""
         self.content.removed(identity)
+        if identity in self._uses:
+            self._removed.add(identity)
 
     # --- questions ------------------------------------------------------------------------------------------------
 
@@ -239,7 +242,9 @@ class Verification:
         """An object is the same on both sides: what is in it comes next."""
         name, identity, what, size, _, links, handle = entry
         kind = stat.S_IFMT(what[0])
-        if kind == stat.S_IFDIR and name:
+        if identity in self._removed:  # after the question, before the answer
+            self._release_entry(entry)
+        elif kind == stat.S_IFDIR and name:
             self._places.append(Place(identity, handle, visit.path_of(name)))
         elif kind == stat.S_IFREG and size and identity not in self._linked:
             if links > 1:
@@ -258,6 +263,7 @@ class Verification:
         if self._uses[identity]:
             return
         del self._uses[identity]
+        self._removed.discard(identity)
         node = self._nodes.by_identity.get(identity)
         if node is None or node.declared != self._source.session:
             self._source.operation((Kind.FORGET, identity))

@@ -6,6 +6,8 @@ import select
 import signal
 import socket
 import subprocess
+import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +22,7 @@ from hotpair.replication.control_client import ControlClient
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.limits import PROTOCOL_VERSION
 from tests.ledger import Ledger, WriterProcess
-from tests.mirror_pair import MirrorPair, MirrorProcess, ReservedPort
+from tests.mirror_pair import MirrorPair, MirrorProcess, ReservedPort, abort_mounts_below
 from tests.programs import wait_for_end
 
 WAIT_S = 30.0
@@ -119,15 +121,32 @@ def equal_after_stop(pair: MirrorPair) -> None:
     assert not differences, "\n".join(differences[:10])
 
 
+def on_mount(pair: MirrorPair, code: str, *arguments: object, timeout_s: float = WAIT_S) -> str:
+    """Run Python in a child, with the mount as its working directory, ``os`` and ``sys``; what it prints.
+
+    Tests touch a mount through children only: who waits for a frozen mount cannot be ended.
+    """
+    script = f"import os, sys; os.chdir({pair.mount!r})\n{textwrap.dedent(code)}"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=pair.environment())
+    if not wait_for_end(child, timeout_s):
+        troubles = pair.troubles()
+        abort_mounts_below(pair.source_dir)
+        raise AssertionError(f"the mount hangs: {troubles}")
+    output, errors = child.communicate()
+    assert child.returncode == 0, f"{errors.decode()}\n{pair.troubles()}"
+    return output.decode()
+
+
 def usable(pair: MirrorPair) -> None:
-    """A small file can be written and flushed on the mount. By a child, because the mount may be frozen."""
-    child = subprocess.Popen(
-        ["dd", "if=/dev/zero", f"of={pair.mount}/usable", "bs=4k", "count=2", "conv=fsync"],
-        stderr=subprocess.DEVNULL,
-        env=pair.environment(),
-    )
-    assert wait_for_end(child, WAIT_S), f"the mount hangs: {pair.troubles()}"
-    assert child.wait() == 0, f"the mount is broken: {pair.troubles()}"
+    """A small file can be written and flushed on the mount."""
+    on_mount(pair, "f = open('usable', 'wb'); f.write(bytes(8192)); f.flush(); os.fsync(f.fileno())")
+
+
+def write_file(pair: MirrorPair, name: str, data: str = "b'data'", at: int = 0) -> None:
+    """Write the value of an expression into a file on the mount, which is made if need be."""
+    code = "os.pwrite(os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o600), eval(sys.argv[2]), int(sys.argv[3]))"
+    on_mount(pair, code, name, data, at)
 
 
 # ---- load

@@ -255,7 +255,10 @@ class StreamPair:
         if self.source.reintegration is not None:
             self.source.reintegration.close()
         self.tap.descriptors.close()
+        self.tap.close(unmounted=True)
+        os.close(self.tap._orphans_fd)
         self._end_target()
+        self._close_listing()
         self.log.close()
         for end in (self._tap_end, self.kernel_end):
             end.close()
@@ -282,6 +285,10 @@ class StreamPair:
         target.on_failure = lambda sequence, error: None
         target.on_flush_all = lambda sequence: target.say(Kind.FLUSHED, sequence)
 
+    def _close_listing(self) -> None:
+        if self.target.listing._trash_fd >= 0:
+            os.close(self.target.listing._trash_fd)
+
     def _end_target(self) -> None:
         self.target.detach()
         for item in self.target.objects.values():
@@ -293,6 +300,7 @@ class StreamPair:
         """Its process ends; what it has applied stays."""
         self.cut()
         self._end_target()
+        self._close_listing()
         self.target_flushes = StepFlushes()
         self.start_target()
 
@@ -305,6 +313,7 @@ class StreamPair:
     def _connect(self, fresh: bool) -> None:
         self.to_target, self.to_source = Wire(), Wire()
         if fresh:
+            self._close_listing()
             self.target.listing = Listing(self.target)
         self.target.attach(cast(Connection, WireEnd(self.to_source, self.to_target)), fresh=fresh)
         self.source.connection = cast(Connection, WireEnd(self.to_target, self.to_source))

@@ -5,8 +5,6 @@ import errno
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -21,44 +19,44 @@ from tests.faults import (
     equal_after_stop,
     healthy,
     log_of,
+    on_mount,
     pair_with_link,
     said,
     small_disk,
     status,
     stop_process,
     wait_until,
+    write_file,
 )
 from tests.mirror_pair import MirrorPair, mounts_below
-from tests.programs import wait_for_end
 
 pytestmark = pytest.mark.timeout(120)
 
 SEED = int(os.environ.get("HOTPAIR_TORTURE_SEED", "1"))
 
-FILLER = """
-import errno, os, sys
-path, megabytes = sys.argv[1], int(sys.argv[2])
-descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
-total = 0
-while total < megabytes << 20:
-    data = os.urandom(1 << 20)
+FILL = """
+    import errno
+    descriptor = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT, 0o600)
+    total, outcome = 0, "all"
     try:
-        written = os.pwrite(descriptor, data, total)
+        while total < int(sys.argv[2]) << 20:
+            total += os.pwrite(descriptor, os.urandom(1 << 20), total)
     except OSError as error:
-        print(total, errno.errorcode[error.errno], flush=True)
-        sys.exit(0)
-    total += written
-print(total, "all", flush=True)
+        outcome = errno.errorcode[error.errno]
+    print(total, outcome)
+"""
+FAIL = """
+    import errno
+    try:
+        {}
+    except OSError as error:
+        print(errno.errorcode[error.errno])
 """
 
 
 def fill(pair: MirrorPair, name: str, megabytes: int) -> tuple[int, str]:
     """Write random bytes from a child; how many were taken, and the error or "all"."""
-    command = [sys.executable, "-c", FILLER, f"{pair.mount}/{name}", str(megabytes)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, env=pair.environment())
-    assert wait_for_end(child, WAIT_S), f"the writer hangs: {pair.troubles()}"
-    assert child.stdout is not None
-    total, outcome = child.communicate()[0].decode().split()
+    total, outcome = on_mount(pair, FILL, name, megabytes).split()
     return int(total), outcome
 
 
@@ -73,7 +71,7 @@ def test_target_disk_full() -> None:
         assert fill(pair, "file", 64) == (64 << 20, "all")
         said(pair.source, "No space left on device")
         said(pair.target, "failed: operation")
-        assert os.stat(f"{pair.mount}/file").st_size == 64 << 20
+        assert int(on_mount(pair, "print(os.stat('file').st_size)")) == 64 << 20
         healthy(pair)
         record = record_io.load(f"{pair.target_state}/record")
         assert record is not None and (record.outdated or record.inconsistent), record
@@ -94,10 +92,9 @@ def test_source_disk_full() -> None:
         for name in ("one", "two"):
             total, outcome = fill(pair, name, 64)
             assert outcome == "ENOSPC" and total < 64 << 20
-        with pytest.raises(OSError, match="No space left") as caught, open(f"{pair.mount}/three", "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, 8 << 20)
-        assert caught.value.errno == errno.ENOSPC
-        os.unlink(f"{pair.mount}/one")
+        code = FAIL.format("os.posix_fallocate(os.open('three', os.O_RDWR | os.O_CREAT), 0, 8 << 20)")
+        assert on_mount(pair, code).split() == ["ENOSPC"]
+        on_mount(pair, "os.unlink('one')")
         assert fill(pair, "four", 4) == (4 << 20, "all")
         assert not pair.troubles()
         healthy(pair)
@@ -109,10 +106,7 @@ def test_source_full_of_names() -> None:
     with MirrorPair() as pair, small_disk(pair.base, 8) as data:
         pair.source_dir = pair.mount = data
         pair.start()
-        with pytest.raises(OSError) as caught:
-            for number in range(100_000):
-                os.mkdir(f"{pair.mount}/{number}")
-        assert caught.value.errno == errno.ENOSPC
+        assert on_mount(pair, FAIL.format("for n in range(100_000): os.mkdir(str(n))")).split() == ["ENOSPC"]
         assert not pair.troubles()
         healthy(pair)
         equal_after_stop(pair)
@@ -127,9 +121,10 @@ def test_state_disk_full() -> None:
             while True:
                 ballast.write(bytes(65536))
                 ballast.flush()
-        with open(f"{pair.mount}/sparse", "wb") as file:  # 30,000 marks of 48 bytes: more than was set aside
-            for number in range(30_000):
-                os.pwrite(file.fileno(), b"x", number * 2 * 65536)
+        # 30,000 marks of 48 bytes are more than was set aside
+        on_mount(
+            pair, "f = os.open('sparse', os.O_RDWR | os.O_CREAT)\nfor n in range(30_000): os.pwrite(f, b'x', n << 17)"
+        )
         healthy(pair)
         os.unlink(f"{data}/ballast")
         equal_after_stop(pair)
@@ -280,8 +275,7 @@ def test_stop_is_answered_while_a_target_stalls() -> None:
     """A clean stop does not wait for ever for a target that does not answer."""
     with MirrorPair(source_arguments=["--stall-timeout", "2"]) as pair:
         pair.start()
-        with open(f"{pair.mount}/file", "wb") as file:
-            file.write(b"x" * 100_000)
+        write_file(pair, "file", "b'x' * 100_000")
         assert pair.source is not None and pair.target is not None
         stop_process(pair.target)
         pair.stop_source()

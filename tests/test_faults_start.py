@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults import Load, equal_after_stop, healthy, log_of, logged, port_of, said, status
+from tests.faults import Load, equal_after_stop, healthy, log_of, logged, on_mount, port_of, said, status, write_file
 from tests.mirror_pair import MirrorPair, ReservedPort, abort_mounts_below, mounts_below
 
 pytestmark = pytest.mark.timeout(90)
@@ -200,8 +200,7 @@ def test_one_directory_in_two_mirrors(pair: MirrorPair, side: str, free_address:
 def test_wrong_directory(pair: MirrorPair, side: str) -> None:
     """A disk that is not mounted: an empty directory in its place. It is refused, and not touched."""
     pair.start()
-    with open(f"{pair.mount}/file", "wb") as file:
-        file.write(b"data")
+    write_file(pair, "file")
     pair.stop()
     directory = pair.source_dir if side == "source" else pair.target_dir
     os.rename(directory, f"{directory}-away")
@@ -219,12 +218,10 @@ def test_swapped_directories(pair: MirrorPair) -> None:
     """The two disks are exchanged after the source went on alone: refused, or right, but never the old data."""
     pair.source_arguments += ["--alone-after", "1"]
     start_in_sync(pair)
-    with open(f"{pair.mount}/file", "wb") as file:
-        file.write(b"old" * 10_000)
+    write_file(pair, "file", "b'old' * 10_000")
     pair.kill_target()
     said(pair.source, "state ALONE")
-    with open(f"{pair.mount}/file", "r+b") as file:
-        file.write(b"new" * 10_000)
+    write_file(pair, "file", "b'new' * 10_000")
     pair.stop_source()
     os.rename(pair.source_dir, f"{pair.base}/away")
     os.rename(pair.target_dir, pair.source_dir)
@@ -234,16 +231,14 @@ def test_swapped_directories(pair: MirrorPair) -> None:
     except RuntimeError as error:
         assert "directory" in str(error) and "Traceback" not in str(error)
         return
-    with open(f"{pair.mount}/file", "rb") as file:
-        assert file.read() == b"new" * 10_000, "what was acknowledged is gone"
+    assert on_mount(pair, "print(open('file').read())").strip() == "new" * 10_000, "what was acknowledged is gone"
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_damaged_record(pair: MirrorPair, side: str) -> None:
     """Shown to the operator, never taken for an empty record; the data is not touched."""
     pair.start()
-    with open(f"{pair.mount}/file", "wb") as file:
-        file.write(b"data")
+    write_file(pair, "file")
     pair.stop()
     path = f"{pair.source_state if side == 'source' else pair.target_state}/record"
     with open(path, "rb") as file:
@@ -271,12 +266,10 @@ def test_damaged_dirty_log(pair: MirrorPair, damage: str) -> None:
     pair.source_arguments += ["--alone-after", "1"]
     start_in_sync(pair)
     for name in ("changed", "same"):
-        with open(f"{pair.mount}/{name}", "wb") as file:
-            file.write(os.urandom(3_000_000))
+        write_file(pair, name, "os.urandom(3_000_000)")
     pair.kill_target()
     said(pair.source, "state ALONE")
-    with open(f"{pair.mount}/changed", "r+b") as file:
-        os.pwrite(file.fileno(), b"x", 1_234_567)
+    write_file(pair, "changed", "b'x'", 1_234_567)
     pair.stop_source()
     path = f"{pair.source_state}/dirty-log"
     with open(path, "rb") as file:

@@ -6,12 +6,15 @@ import random
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import msgpack
 import pytest
 
+from hotpair.cluster import record as records
 from hotpair.cluster import record_io
+from hotpair.cluster.record import Record
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD
 from tests.faults import (
@@ -339,6 +342,22 @@ def test_junk_in_messages(pair: MirrorPair) -> None:
             source.outcome()
             still_there(pair, f"{kind.name} {value!r}", deaths)
     assert not deaths, f"{len(deaths)} ways to end the target:\n" + "\n".join(deaths)
+
+
+@pytest.mark.parametrize("root", [ROOT, b"R" * 16])
+@pytest.mark.parametrize("generation", [b"g" * 16, b"G" * 16])
+def test_offer_of_sync_that_does_not_fit(pair: MirrorPair, root: bytes, generation: bytes) -> None:
+    """Of another module, of another generation, and not in sync itself."""
+    offered = Record(generation=generation, last_role="PRIM", in_sync=True, boot="b", configuration=b"", root=root)
+    right = root == ROOT and generation == b"g" * 16
+    for record in (offered, replace(offered, in_sync=False)):
+        with Session(pair) as source:
+            source.send(Kind.OFFER_SYNC, records.encode(record))
+            answers = [] if right and record.in_sync else source.answer_until_end()
+            deaths: list[str] = []
+            still_there(pair, "the offer", deaths)
+            assert not deaths
+            assert Kind.TAKEN not in [answer[0] for answer in answers]
 
 
 @pytest.mark.parametrize("size", [0, -1, MAX_PAYLOAD + 1, 1 << 40, 1 << 63, None, "1", 1.5])

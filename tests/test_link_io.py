@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import socket
 import threading
 import time
@@ -17,7 +16,7 @@ from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.limits import MAX_MESSAGE, PROTOCOL_VERSION
 from hotpair.replication.link_io import MAX_STRANGERS, Acceptor, Connector, Delivery, read_hello
 from hotpair.replication.transport_io import PlainConnection, parse_address
-from tests.link_ends import HELLO, SOON_S, Ends, closed, free_port, receive, refusal, send_all, within
+from tests.link_ends import HELLO, SOON_S, Ends, closed, free_port, readable, receive, refusal, send_all, within
 
 
 @pytest.fixture
@@ -42,9 +41,9 @@ def test_delivery_keeps_order_and_wakes_once_for_all() -> None:
     assert delivery.take() == []
     for number in range(3):
         delivery.put(number)
-    assert select.select([delivery], [], [], 0)[0]
+    assert readable(delivery, 0)
     assert delivery.take() == [0, 1, 2]
-    assert not select.select([delivery], [], [], 0)[0]
+    assert not readable(delivery, 0)
     assert delivery.take() == []
     delivery.close()
 
@@ -61,7 +60,7 @@ def test_delivery_loses_nothing_of_many_threads() -> None:
         thread.start()
     found: list[int] = []
     while len(found) < 1500:
-        assert select.select([delivery], [], [], SOON_S)[0]
+        assert readable(delivery)
         found += delivery.take()
     assert sorted(found) == sorted(base + number for base in (0, 1000, 2000) for number in range(500))
     delivery.close()
@@ -109,7 +108,7 @@ def test_connector_tries_until_somebody_listens() -> None:
     connector.connect()
     within(SOON_S, lambda: "refused" in connector.last_error)
     acceptor = Acceptor(*address, None, Delivery())
-    assert select.select([delivery], [], [], SOON_S)[0]
+    assert readable(delivery)
     delivery.take()[0].close()
     connector.close()
     acceptor.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import shutil
 import ssl
 import subprocess
@@ -16,7 +15,7 @@ from hotpair.replication import link_io
 from hotpair.replication.errors import BadConfiguration, LinkLost
 from hotpair.replication.link_io import MAX_STRANGERS
 from hotpair.replication.transport_io import TlsConnection, TlsFiles
-from tests.link_ends import HELLO, SOON_S, Ends, receive, send_all, within
+from tests.link_ends import HELLO, SOON_S, Ends, readable, receive, send_all, within
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 
@@ -110,7 +109,7 @@ def test_tls_bytes_that_epoll_does_not_see_are_pending(certificates: dict[str, T
         theirs, _ = ends.delivered(ends.accepted)
         send_all(ours, b"x" * 10_000)
         assert len(receive(theirs, 1000)) == 1000
-        assert not select.select([theirs], [], [], 0.05)[0]
+        assert not readable(theirs, 0.05)
         assert theirs.pending()
         assert receive(theirs, 9000) == b"x" * 9000
         assert not theirs.pending()

@@ -427,16 +427,21 @@ def test_failed_write_is_taken_back_on_the_target_and_later_ones_are_not(small: 
     assert stream.differences() == []
 
 
+@pytest.mark.parametrize("noticed", ["sending", "receiving"])
 @pytest.mark.parametrize("verdict", ["resume", "go alone"])
-def test_failed_write_whose_link_is_lost_is_answered_once(small: Pair, verdict: str) -> None:
+def test_failed_write_whose_link_is_lost_is_answered_once(small: Pair, verdict: str, noticed: str) -> None:
+    """Its frame stays in flight with the request's memory: that must not serve another request meanwhile."""
     stream, vm = small
     settle(small, vm.create(b"f"))
+    file = vm.open(b"f")
+    settle(small, vm.write(file, EXTENT - 100, b"marks the extent"))
     fill_disk(small)
     stream.synchronise(full=True)
-    file = vm.open(b"f")
-    stream.take()
     failing = vm.write(file, 0, b"1" * 8192)
-    stream.to_target.cut = True
+    if noticed == "sending":
+        stream.to_target.cut = True
+    else:
+        stream.cut()
     for _ in range(3):
         stream.turn()
         stream.flushed()

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from hotpair.replication import dirty_log
+from tests.faults import on_mount, write_file
 from tests.ledger import PAGE, Ledger, WriterProcess, block_path, make_page
 from tests.mirror_pair import MirrorPair
 from tests.torture import KINDS, Torture, identity_bytes, read_things, unmarked_differences
@@ -50,9 +51,8 @@ def test_the_ledger_notices_each_kind_of_loss(tmp_path: os.PathLike[str]) -> Non
 def test_a_difference_without_its_mark_is_noticed() -> None:
     with MirrorPair() as pair:
         pair.start()
-        os.mkdir(f"{pair.mount}/directory")
-        with open(f"{pair.mount}/file", "wb") as file:
-            file.write(b"x" * 300_000)
+        on_mount(pair, "os.mkdir('directory')")
+        write_file(pair, "file", "b'x' * 300_000")
         pair.stop()
         both = (pair.source_dir, pair.target_dir)
         marks = dirty_log.Marks()

@@ -1,0 +1,1154 @@
+"""The bugs that ``make mutants`` makes: each one breaks a sentence of the contract that a test must hold us to.
+
+A place is known by a string that occurs once in its file; keep it short, so that it survives edits nearby.
+"""
+
+# ruff: noqa: E501 - a place in the code is quoted as it is
+
+from __future__ import annotations
+
+from tests.mutants import Mutant
+
+CONTRACT = "tests/test_contract.py::"
+STREAM = "tests/test_stream_pair.py::"
+WALK = "tests/test_stream_walk.py::"
+LOG = "tests/test_dirty_log.py::"
+ACTIVITY = "tests/test_activity.py::"
+RECORD = "tests/test_record.py::"
+POSIX = "tests/test_posix_difference.py::"
+
+SOURCE, SOURCE_PROCESS = "replication/source.py", "replication/source_process.py"
+TARGET, TARGET_PROCESS = "replication/target.py", "replication/target_process.py"
+TAP, LISTING, REINTEGRATION = "replication/tap_fuse.py", "replication/listing.py", "replication/reintegration.py"
+MARKS, MARKS_IO, ACTIVE = "replication/dirty_log.py", "replication/dirty_log_io.py", "replication/activity.py"
+OBJECTS, FRAMES, DURABLE = "replication/objects_io.py", "replication/frames.py", "cluster/record.py"
+
+
+def mutant(name: str, breaks: str, *edits: tuple[str, str, str], tests: tuple[str, ...]) -> Mutant:
+    return Mutant(name, breaks, edits, tests)
+
+
+ACKNOWLEDGEMENTS = (
+    mutant(
+        "write acknowledged before the peer has it",
+        "A write is answered when it is applied here, although the target has not acknowledged it.",
+        (
+            SOURCE,
+            "self.inflight.append((sequence, frame, self._written, slot))",
+            "self.inflight.append((sequence, frame, _nothing, slot))",
+        ),
+        (
+            SOURCE,
+            "            if error is not None:\n                failed.append(",
+            "            if error is None:\n                self._written(slot)\n            else:\n                failed.append(",
+        ),
+        tests=(CONTRACT + "test_write_is_answered_when_both_copies_have_it",),
+    ),
+    mutant(
+        "write acknowledged when it is sent",
+        "A write is answered when it has been given to the connection.",
+        (
+            SOURCE,
+            "self.inflight.append((sequence, frame, self._written, slot))",
+            "self.inflight.append((sequence, frame, _nothing, slot))\n                self._after_sending.append(lambda: self._written(slot))",
+        ),
+        (
+            SOURCE,
+            "        if self.out:\n            self.send()\n        if self._local:",
+            "        if self.out:\n            self.send()\n            after, self._after_sending = self._after_sending, []\n            for act in after:\n                act()\n        if self._local:",
+        ),
+        tests=(CONTRACT + "test_write_is_answered_when_both_copies_have_it",),
+    ),
+    mutant(
+        "write acknowledged before the local copy has it",
+        "What the target has acknowledged is answered although it is not applied here yet.",
+        (
+            SOURCE,
+            "        if self._local:\n            self.apply_local()\n        if self._staged",
+            "        if self._local and not self.inflight:\n            self.apply_local()\n        if self._staged",
+        ),
+        tests=(CONTRACT + "test_write_is_answered_when_both_copies_have_it",),
+    ),
+    mutant(
+        "change acknowledged before the peer has it",
+        "A namespace or attribute change is answered when it is applied here.",
+        (
+            SOURCE,
+            "self._enqueue(sendable[-1].fields, _call, done)\n                return",
+            "self._enqueue(sendable[-1].fields, _nothing, None)",
+        ),
+        tests=(CONTRACT + "test_other_changes_are_answered_when_both_copies_have_them",),
+    ),
+    mutant(
+        "target acknowledges more than it has applied",
+        "The target says that it has applied the operation after the last one.",
+        (
+            TARGET,
+            "self.say(Kind.APPLIED, self.applied)\n        if self.out:",
+            "self.say(Kind.APPLIED, self.applied + 1)\n        if self.out:",
+        ),
+        tests=(CONTRACT + "test_session_goes_on_where_the_target_is",),
+    ),
+    mutant(
+        "lost link does not freeze",
+        "When the link is lost the source goes on alone without a verdict.",
+        (
+            SOURCE,
+            "        if self.mode is PRIM:\n            self.mode = FROZEN\n",
+            "        if self.mode is PRIM:\n            self.go_alone()\n",
+        ),
+        tests=(CONTRACT + "test_lost_link_freezes_until_the_verdict",),
+    ),
+    mutant(
+        "frozen write fails",
+        "A write during the freeze is answered with an error.",
+        (
+            SOURCE,
+            "            self.held.append(lambda: self.write(node, offset, size, slot))\n",
+            "            self.fail_write(slot, errno.EIO)\n",
+        ),
+        tests=(CONTRACT + "test_lost_link_freezes_until_the_verdict",),
+    ),
+    mutant(
+        "stop acknowledges what is held",
+        "The verdict stop answers held changes as if they had been made.",
+        (
+            SOURCE,
+            "            done(OSError(errno.EIO, os.strerror(errno.EIO)))\n            return\n        if self._local:",
+            "            done(None)\n            return\n        if self._local:",
+        ),
+        tests=(CONTRACT + "test_lost_link_freezes_until_the_verdict",),
+    ),
+    mutant(
+        "going alone answers before it applies",
+        "The verdict go alone answers writes that were sent and not yet applied here.",
+        (
+            SOURCE,
+            "        self.inflight = deque()\n        self.apply_local()\n        for _",
+            "        self.inflight = deque()\n        for _",
+        ),
+        (
+            SOURCE,
+            "        self._release_held()\n\n    def stop(self)",
+            "        self._local.clear()\n        self._release_held()\n\n    def stop(self)",
+        ),
+        tests=(CONTRACT + "test_going_alone_applies_what_it_answers",),
+    ),
+    mutant(
+        "read before the pending write",
+        "A read does not see a write that was sent and not yet applied here.",
+        (
+            TAP,
+            "node = self.nodes.handles[number].node\n        if self._source.has_local_writes:\n            self._source.apply_local()\n        if node.cold",
+            "node = self.nodes.handles[number].node\n        if node.cold",
+        ),
+        tests=(CONTRACT + "test_read_sees_the_write_that_was_sent_and_not_yet_applied",),
+    ),
+)
+
+MARKING = (
+    mutant(
+        "mark of a write after its data",
+        "A write to a cold extent goes ahead while its mark is being made durable.",
+        (
+            SOURCE,
+            "            self._after_marks([mark], lambda: self.write(node, offset, size, slot))\n            return\n",
+            "            self._after_marks([mark], lambda: None)\n",
+        ),
+        tests=(CONTRACT + "test_marks_are_durable_before_anything_changes_anywhere",),
+    ),
+    mutant(
+        "mark of a change after the change",
+        "Any other change goes ahead while its marks are being made durable.",
+        (
+            SOURCE,
+            "            self._after_marks(missing, lambda: self.change((), perform, done))\n            return\n",
+            "            self._after_marks(missing, lambda: None)\n",
+        ),
+        tests=(CONTRACT + "test_marks_are_durable_before_anything_changes_anywhere",),
+    ),
+    mutant(
+        "mark counts before its flush",
+        "A mark counts as durable when it is written to the log and not flushed.",
+        (
+            SOURCE,
+            "        self.flush_local(fd, FlushWait(None, self._marks_committed), True)",
+            "        self._marks_committed(0)",
+        ),
+        tests=(CONTRACT + "test_marks_are_durable_before_anything_changes_anywhere",),
+    ),
+    mutant(
+        "second change overtakes the commit of its mark",
+        "A change whose mark is in the commit under way does not wait for that commit.",
+        (
+            ACTIVE,
+            "        if not self._durable.covers(identity, first, last):\n            return False\n",
+            "        if not self._durable.covers(identity, first, last):\n            return self._in_flight.covers(identity, first, last)\n",
+        ),
+        tests=(
+            ACTIVITY + "test_a_mark_counts_only_when_it_is_durable",
+            CONTRACT + "test_marks_are_durable_before_anything_changes_anywhere",
+        ),
+    ),
+    mutant(
+        "no marks while alone",
+        "The source that is alone does not mark what it changes.",
+        (
+            SOURCE,
+            "elif not node.orphan and not self.activity.is_marked(node.identity, first, last):",
+            "elif self.mode is not ALONE and not node.orphan and not self.activity.is_marked(node.identity, first, last):",
+        ),
+        tests=(CONTRACT + "test_marks_are_durable_before_anything_changes_anywhere",),
+    ),
+    mutant(
+        "long write marks its first extent only",
+        "Of a write over several extents only the first is marked.",
+        (SOURCE, "mark = Extents(node.identity, first, last)", "mark = Extents(node.identity, first, first)"),
+        tests=(CONTRACT + "test_marks_are_durable_before_anything_changes_anywhere",),
+    ),
+    mutant(
+        "truncate marks one extent",
+        "A truncation marks the extent of the new end and not what follows.",
+        (
+            TAP,
+            "marks.append(Extents(node.identity, first, TO_END))",
+            "marks.append(Extents(node.identity, first, first))",
+        ),
+        tests=(
+            CONTRACT + "test_marks_are_durable_before_anything_changes_anywhere",
+            CONTRACT + "test_bytes_that_came_back_from_beyond_a_truncation_are_zeros_on_both_copies",
+        ),
+    ),
+    mutant(
+        "punch hole marks its first extent only",
+        "Of a hole over several extents only the first is marked.",
+        (
+            TAP,
+            "mark = Extents(node.identity, offset >> shift, (offset + length - 1) >> shift)",
+            "mark = Extents(node.identity, offset >> shift, offset >> shift)",
+        ),
+        tests=(CONTRACT + "test_marks_are_durable_before_anything_changes_anywhere",),
+    ),
+    mutant(
+        "rename marks one directory",
+        "A rename marks the directory that it takes a name from and not the one that gets it.",
+        (
+            TAP,
+            "marks = (Names(old_parent.identity), Names(new_parent.identity))",
+            "marks = (Names(old_parent.identity),)",
+        ),
+        tests=(CONTRACT + "test_marks_are_durable_before_anything_changes_anywhere",),
+    ),
+    mutant(
+        "marks leave before the flush",
+        "The least recently used marks leave the log without any flush of the copies.",
+        (SOURCE_PROCESS, "        source.flush_everything(self._root_fd, flushed)", "        flushed(0)"),
+        tests=(CONTRACT + "test_marks_leave_the_log_when_both_copies_have_flushed",),
+    ),
+    mutant(
+        "marks leave before the peer has flushed",
+        "Marks leave the log when the source alone has flushed.",
+        (
+            SOURCE,
+            "            wait.remote = True\n            self._waits[self._enqueue(wait.asked, _nothing, None)] = wait\n        self.sync_file_system(",
+            "            self._enqueue(wait.asked, _nothing, None)\n        self.sync_file_system(",
+        ),
+        tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
+    ),
+    mutant(
+        "marks leave before the source has flushed",
+        "Marks leave the log when the target alone has flushed.",
+        (
+            SOURCE,
+            "        self.sync_file_system(root_fd, lambda error: self._local_done(wait, error))",
+            "        self._local_done(wait, 0)",
+        ),
+        tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
+    ),
+    mutant(
+        "use of a hot extent is not noted",
+        "A write to a marked extent does not keep its mark from leaving with a flush that began before.",
+        (SOURCE, "            extents[first] = tick\n", ""),
+        tests=(CONTRACT + "test_mark_stays_when_its_extent_is_written_while_both_copies_flush",),
+    ),
+    mutant(
+        "mark leaves while a write waits for it",
+        "A mark that is requested again while it leaves, leaves all the same.",
+        (
+            ACTIVE,
+            "        for part in (self._staged, self._in_flight):  # a change",
+            "        for part in ():  # a change",
+        ),
+        tests=(ACTIVITY + "test_an_extent_with_a_waiting_write_does_not_leave",),
+    ),
+    mutant(
+        "marks leave while alone",
+        "A frozen activity log lets marks leave.",
+        (ACTIVE, "if self.frozen or self._eviction is not None", "if self._eviction is not None"),
+        tests=(ACTIVITY + "test_frozen_it_only_grows",),
+    ),
+    mutant(
+        "eviction under way survives going alone",
+        "What was on its way out when the link was lost leaves although the target has gone.",
+        (
+            ACTIVE,
+            "        self._selections.clear()\n        self._eviction = None\n",
+            "        self._eviction = None\n",
+        ),
+        tests=(ACTIVITY + "test_frozen_it_only_grows",),
+    ),
+)
+
+FLUSHES = (
+    mutant(
+        "fsync without the target's flush",
+        "fsync is answered when the source has flushed.",
+        (
+            SOURCE,
+            "            self.carry_times(node)\n            wait.remote = True\n            self._waits[self._enqueue(wait.asked, _nothing, None)] = wait\n",
+            "            self.carry_times(node)\n            self._enqueue(wait.asked, _nothing, None)\n",
+        ),
+        tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
+    ),
+    mutant(
+        "fsync without the local flush",
+        "fsync is answered when the target has flushed.",
+        (SOURCE, "        self.flush_local(node.data_fd, wait, data_only)", "        self._local_done(wait, 0)"),
+        tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
+    ),
+    mutant(
+        "fsync of a directory on one side",
+        "fsync of a directory is answered when the source has flushed.",
+        (
+            SOURCE,
+            "        if self.sends(node):\n            wait.remote = True\n            self._waits[self._enqueue(wait.asked, _nothing, None)] = wait\n        self.flush_local(fd,",
+            "        self.flush_local(fd,",
+        ),
+        tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
+    ),
+    mutant(
+        "flush acknowledged when it is merely applied",
+        "The acknowledgement of a FLUSH in the stream counts as the flush.",
+        (
+            SOURCE,
+            "            _, _, done, argument = inflight.popleft()\n            done(argument)\n",
+            "            number, _, done, argument = inflight.popleft()\n            done(argument)\n            self.flushed(number)\n",
+        ),
+        tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
+    ),
+    mutant(
+        "target skips the flush of a file",
+        "The target says flushed without flushing.",
+        (TARGET, "            self.flush(self._open_data(item), data_only, flushed)", "            flushed(0)"),
+        tests=(
+            CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",
+            CONTRACT + "test_targets_flush_reaches_the_disk",
+        ),
+    ),
+    mutant(
+        "target skips the flush of a directory",
+        "The target says flushed without flushing the directory.",
+        (TARGET, "            self.flush(fd, data_only, close_then_say)", "            close_then_say(0)"),
+        tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
+    ),
+    mutant(
+        "target skips the flush of everything",
+        "The target says flushed without flushing its file system.",
+        (
+            TARGET_PROCESS,
+            "            try:\n                linux_io.syncfs(self._root_fd)\n            except OSError as error:\n                code =",
+            "            try:\n                pass\n            except OSError as error:\n                code =",
+        ),
+        tests=(CONTRACT + "test_targets_flush_reaches_the_disk",),
+    ),
+    mutant(
+        "source skips the flush of everything",
+        "Marks leave the log although the source has not flushed its file system.",
+        (SOURCE_PROCESS, "                linux_io.syncfs(fd)\n", "                pass\n"),
+        tests=(CONTRACT + "test_sources_flush_of_everything_reaches_the_disk",),
+    ),
+    mutant(
+        "O_DSYNC is a plain write",
+        "A write with O_DSYNC or O_SYNC is answered without a flush.",
+        (
+            TAP,
+            "slot.synchronous = bool(flags & SYNCHRONOUS) and not write_flags & abi.WRITE_CACHE",
+            "slot.synchronous = False",
+        ),
+        tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
+    ),
+    mutant(
+        "O_SYNC is a plain write",
+        "Only O_DSYNC counts, and not the bit that is O_SYNC's own.",
+        (SOURCE, "        if slot.synchronous or self.durable:", "        if self.durable:"),
+        tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
+    ),
+    mutant(
+        "durability disk is ignored",
+        "With durability disk a write is answered from the page caches.",
+        (SOURCE, "        if slot.synchronous or self.durable:", "        if slot.synchronous:"),
+        tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
+    ),
+    mutant(
+        "failed flush is not sticky",
+        "After a failed flush the source goes on acknowledging.",
+        (SOURCE, '            self.disk_failed(f"flushing: {os.strerror(error)}")\n', "            pass\n"),
+        tests=(CONTRACT + "test_failed_flush_of_the_source_is_sticky",),
+    ),
+    mutant(
+        "failed flush is acknowledged",
+        "fsync is answered with success although the local flush failed.",
+        (SOURCE, "        wait.error = wait.error or error\n", ""),
+        tests=(CONTRACT + "test_failed_flush_of_the_source_is_sticky",),
+    ),
+    mutant(
+        "target goes on after a failed flush",
+        "The target applies what follows a flush that failed.",
+        (TARGET, '                self.failed = f"flushing: {os.strerror(error)}"\n', ""),
+        tests=(CONTRACT + "test_failed_flush_of_the_target_ends_the_stream",),
+    ),
+    mutant(
+        "target says flushed after a failed flush",
+        "A flush that failed on the target is acknowledged.",
+        (
+            TARGET,
+            "                self.on_failure(sequence, OSError(error, os.strerror(error)))\n            else:\n                self.say(Kind.FLUSHED, sequence)",
+            "                self.on_failure(sequence, OSError(error, os.strerror(error)))\n            self.say(Kind.FLUSHED, sequence)",
+        ),
+        (TARGET, "        if failed is not None:\n            raise TargetFailed(failed)\n", ""),
+        tests=(CONTRACT + "test_failed_flush_of_the_target_ends_the_stream",),
+    ),
+    mutant(
+        "source closes a file that is unflushed",
+        "A file is closed before what was written through it is flushed; its error is reported to nobody.",
+        (
+            TAP,
+            "        if node.unflushed:\n            self._source.flush_before_close",
+            "        if False:\n            self._source.flush_before_close",
+        ),
+        tests=(CONTRACT + "test_file_is_not_closed_while_it_is_unflushed",),
+    ),
+    mutant(
+        "target closes a file that is unflushed",
+        "The target closes a file before what was written through it is flushed.",
+        (
+            TARGET,
+            "        if item.unflushed:\n            item.flushing = True",
+            "        if False:\n            item.flushing = True",
+        ),
+        tests=(CONTRACT + "test_file_is_not_closed_while_it_is_unflushed",),
+    ),
+    mutant(
+        "lost answer to a flush",
+        "After a resume the answer to a flush that was lost is waited for in vain, or taken for given.",
+        (
+            SOURCE,
+            "                self._waits[self._enqueue(wait.asked, _nothing, None)] = wait\n        self.mode = PRIM",
+            "                wait.remote = False\n                self._flush_step(wait)\n        self.mode = PRIM",
+        ),
+        tests=(CONTRACT + "test_flush_is_asked_again_when_its_answer_was_lost",),
+    ),
+    mutant(
+        "old flush answers the new session",
+        "The end of an old session's flush is told to the new one as the answer to its own.",
+        (TARGET, "            if serial != self._serial:\n                return\n", ""),
+        tests=(CONTRACT + "test_answer_to_an_old_sessions_flush_is_not_given_in_the_new_one",),
+    ),
+)
+
+STREAMING = (
+    mutant(
+        "target goes on after a failed operation",
+        "The target applies what follows an operation that failed.",
+        (TARGET, '        raise TargetFailed(f"operation {sequence}: {error.strerror}") from error', "        return"),
+        tests=(CONTRACT + "test_target_applies_nothing_after_a_failed_operation",),
+    ),
+    mutant(
+        "target does not check the order of writes",
+        "A write with another number than the next is applied.",
+        (
+            TARGET,
+            "                    if sequence != self.applied + 1:\n                        self._out_of_order(sequence)\n",
+            "",
+        ),
+        tests=(CONTRACT + "test_target_refuses_an_operation_out_of_its_order",),
+    ),
+    mutant(
+        "target does not check the order of operations",
+        "An operation with another number than the next is applied.",
+        (
+            TARGET,
+            "        sequence = fields[1]\n        if sequence != self.applied + 1:\n            self._out_of_order(sequence)\n",
+            "        sequence = fields[1]\n",
+        ),
+        tests=(CONTRACT + "test_target_refuses_an_operation_out_of_its_order",),
+    ),
+    mutant(
+        "names from the peer are not checked",
+        "A name with a slash or .. leads out of the module's directory.",
+        (
+            OBJECTS,
+            '    if type(name) is not bytes or not name or name in (b".", b"..") or b"/" in name or b"\\0" in name:',
+            "    if type(name) is not bytes:",
+        ),
+        tests=(CONTRACT + "test_target_refuses_names_that_lead_elsewhere",),
+    ),
+    mutant(
+        "names of a listing are not checked",
+        "A name in a listing leads out of the module's directory.",
+        (
+            LISTING,
+            "wanted = {check_name(entry[0]): entry for entry in entries}",
+            "wanted = {entry[0]: entry for entry in entries}",
+        ),
+        tests=(CONTRACT + "test_target_refuses_names_that_lead_elsewhere",),
+    ),
+    mutant(
+        "length of a frame is not checked",
+        "The target waits for a frame of any length.",
+        (
+            TARGET,
+            "                if length > MAX_MESSAGE or not length:\n                    frames.check_length(length)\n",
+            "",
+        ),
+        tests=(CONTRACT + "test_target_ends_the_connection_at_a_frame_beyond_the_limits",),
+    ),
+    mutant(
+        "length of a payload is not checked",
+        "The target waits for a payload of any length.",
+        (
+            TARGET,
+            "                    if type(count) is not int or not 0 < count <= MAX_PAYLOAD:\n                        frames.payload_size(fields)\n",
+            "",
+        ),
+        tests=(CONTRACT + "test_target_ends_the_connection_at_a_frame_beyond_the_limits",),
+    ),
+    mutant(
+        "version of the peer is not checked",
+        "A peer that speaks another version of the protocol is served.",
+        (FRAMES, "    if version != PROTOCOL_VERSION:", "    if False:"),
+        tests=(CONTRACT + "test_target_refuses_whom_it_cannot_serve",),
+    ),
+    mutant(
+        "resume skips an operation",
+        "After a resume the first operation that the target lacks is not sent.",
+        (
+            SOURCE,
+            "self.out.extend(frame for _, frame, _, _ in self.inflight)",
+            "self.out.extend([frame for _, frame, _, _ in self.inflight][1:])",
+        ),
+        tests=(CONTRACT + "test_session_goes_on_where_the_target_is",),
+    ),
+    mutant(
+        "resume repeats operations",
+        "After a resume what the target has applied is sent again.",
+        (SOURCE, "        self.acknowledged(applied)\n        self.out.clear()", "        self.out.clear()"),
+        tests=(CONTRACT + "test_session_goes_on_where_the_target_is",),
+    ),
+    mutant(
+        "bytes of the old connection stay",
+        "A frame that was cut off is completed with bytes of the next connection.",
+        (TARGET, "        self.out.clear()\n        self._start = self._end = 0\n", "        self.out.clear()\n"),
+        tests=(CONTRACT + "test_session_goes_on_where_the_target_is",),
+    ),
+    mutant(
+        "old connection is served after a new hello",
+        "The target applies what an old session still has in its socket.",
+        (
+            TARGET_PROCESS,
+            "        if self.target.connection is not None:\n            self._drop_connection()\n        if self.record is None",
+            "        old = self.target.connection\n        self.target.connection = None\n        if self.record is None",
+        ),
+        (
+            TARGET_PROCESS,
+            "        self._watch(connection.fileno(), self._receive)\n",
+            "        self._watch(connection.fileno(), self._receive)\n        if old is not None:\n            self.target.connection = old\n",
+        ),
+        tests=(CONTRACT + "test_old_sessions_connection_changes_nothing_after_the_new_hello",),
+    ),
+    mutant(
+        "any session is resumed",
+        "The target resumes whatever session the source names.",
+        (
+            TARGET_PROCESS,
+            'resume = self._session is not None and hello.get("session") == self._session',
+            'resume = hello.get("session") is not None',
+        ),
+        tests=(CONTRACT + "test_target_resumes_only_its_own_session",),
+    ),
+    mutant(
+        "session is resumed without being named",
+        "A target in sync resumes with a source that does not know its session.",
+        (
+            TARGET_PROCESS,
+            'resume = self._session is not None and hello.get("session") == self._session',
+            "resume = self._session is not None",
+        ),
+        tests=(CONTRACT + "test_target_resumes_only_its_own_session",),
+    ),
+    mutant(
+        "session outlives a failed operation",
+        "A target that failed an operation resumes the session as if it were in sync.",
+        (
+            TARGET_PROCESS,
+            "        if isinstance(error, ProtocolError | TargetFailed):\n            self._session = None\n",
+            "",
+        ),
+        tests=(CONTRACT + "test_target_that_failed_is_outdated_on_disk_before_it_says_so",),
+    ),
+)
+
+DECISIONS = (
+    mutant(
+        "newer data is overwritten",
+        "The source reintegrates a target whose copy descends from its own.",
+        (SOURCE_PROCESS, "        if meeting.source is not Side.ME:\n", "        if meeting.source is Side.NOBODY:\n"),
+        tests=(CONTRACT + "test_source_does_not_overwrite_what_may_be_newer",),
+    ),
+    mutant(
+        "unrelated data is overwritten",
+        "The source reintegrates a target whose copy has nothing to do with its own.",
+        (SOURCE_PROCESS, "        if meeting.source is not Side.ME:\n", "        if meeting.source is Side.PEER:\n"),
+        tests=(CONTRACT + "test_source_does_not_overwrite_what_may_be_newer",),
+    ),
+    mutant(
+        "wrong direction along the ancestors",
+        "Of two copies the one that is the other's base is the source.",
+        (
+            DURABLE,
+            "source = _the_one(mine.base == peer.generation, peer.base == mine.generation)",
+            "source = _the_one(peer.base == mine.generation, mine.base == peer.generation)",
+        ),
+        tests=(RECORD + "test_each_row_from_both_sides",),
+    ),
+    mutant(
+        "inconsistent copy is a source",
+        "A source starts from a copy whose reintegration was interrupted.",
+        (SOURCE_PROCESS, "record is not None and record.inconsistent:\n            raise", "False:\n            raise"),
+        tests=(CONTRACT + "test_source_does_not_start_from_a_copy_that_is_not_current",),
+    ),
+    mutant(
+        "outdated copy is a source",
+        "A source starts from a copy that is known to be outdated.",
+        (SOURCE_PROCESS, "record is not None and record.outdated:\n            raise", "False:\n            raise"),
+        tests=(CONTRACT + "test_source_does_not_start_from_a_copy_that_is_not_current",),
+    ),
+    mutant(
+        "directory is not known by its identity",
+        "A mirror starts on another directory, such as the mount point of a disk that is not mounted.",
+        (OBJECTS, "    if expected is not None and identity != expected:\n", "    if False:\n"),
+        tests=(
+            CONTRACT + "test_source_does_not_start_from_a_copy_that_is_not_current[another directory]",
+            CONTRACT + "test_target_refuses_a_directory_that_is_not_the_modules",
+        ),
+    ),
+    mutant(
+        "target does not tell its identity",
+        "A target starts on another directory although its record knows the right one.",
+        (
+            TARGET_PROCESS,
+            "open_root(options.directory, self.record.root if self.record is not None else None)",
+            "open_root(options.directory, None)",
+        ),
+        tests=(CONTRACT + "test_target_refuses_a_directory_that_is_not_the_modules",),
+    ),
+    mutant(
+        "target serves another module",
+        "The target lets another module's source overwrite its copy.",
+        (TARGET_PROCESS, '        elif hello["root"] != self.record.root:\n', "        elif False:\n"),
+        tests=(CONTRACT + "test_target_refuses_whom_it_cannot_serve",),
+    ),
+    mutant(
+        "foreign files are overwritten",
+        "A target whose directory holds something that was never a copy takes part.",
+        (TARGET_PROCESS, "            if entries and not self.options.overwrite:\n", "            if False:\n"),
+        tests=(CONTRACT + "test_target_keeps_what_was_never_a_copy",),
+    ),
+    mutant(
+        "target too small for the source's files",
+        "A target is admitted whose file system cannot hold the largest file.",
+        (
+            TARGET_PROCESS,
+            "if type(largest) is not int or largest > self._largest_file:",
+            "if type(largest) is not int:",
+        ),
+        tests=(CONTRACT + "test_target_refuses_whom_it_cannot_serve",),
+    ),
+    mutant(
+        "first reintegration is not recorded",
+        "A target without a record lets itself be filled without one that says inconsistent.",
+        (TARGET_PROCESS, "                    inconsistent=True,\n", "                    inconsistent=False,\n"),
+        tests=(CONTRACT + "test_target_says_what_it_is_when_that_is_on_disk",),
+    ),
+    mutant(
+        "reintegration is not recorded on disk",
+        "The target says that it is inconsistent and has not stored it.",
+        (
+            TARGET_PROCESS,
+            "            self._store(records.begin_reintegration_as_target(self.record, generation))",
+            "            self.record = records.begin_reintegration_as_target(self.record, generation)",
+        ),
+        tests=(CONTRACT + "test_target_says_what_it_is_when_that_is_on_disk",),
+    ),
+    mutant(
+        "reintegration is recorded after the answer",
+        "The target says that it is inconsistent before it has stored it.",
+        (
+            TARGET_PROCESS,
+            "        if self.record is None:\n            self._store(\n                Record(",
+            "        self.target.say(Kind.INCONSISTENT, generation)\n        self.target.send()\n        if self.record is None:\n            self._store(\n                Record(",
+        ),
+        (
+            TARGET_PROCESS,
+            '        self._say("state REINTEGRATING")\n        self.target.say(Kind.INCONSISTENT, generation)',
+            '        self._say("state REINTEGRATING")',
+        ),
+        tests=(CONTRACT + "test_target_does_not_say_what_it_could_not_store",),
+    ),
+    mutant(
+        "inconsistent is not set by the record",
+        "The record's change at the beginning of a reintegration leaves it consistent.",
+        (
+            DURABLE,
+            "generation=source_generation, inconsistent=True, in_sync=False",
+            "generation=source_generation, inconsistent=record.inconsistent, in_sync=False",
+        ),
+        tests=(RECORD + "test_one_reintegration",),
+    ),
+    mutant(
+        "sync is taken before it is stored",
+        "The target says that it is in sync before it has stored it.",
+        (
+            TARGET_PROCESS,
+            "        self._store(records.take_sync_as_target(",
+            "        self.target.say(Kind.TAKEN, encoded)\n        self.target.send()\n        self._store(records.take_sync_as_target(",
+        ),
+        tests=(CONTRACT + "test_target_does_not_say_what_it_could_not_store",),
+    ),
+    mutant(
+        "sync is taken without a reintegration",
+        "A target that did not begin a reintegration takes the offer of sync.",
+        (
+            TARGET_PROCESS,
+            "        if self.record is None or not self.record.inconsistent:\n            raise",
+            "        if self.record is None:\n            raise",
+        ),
+        tests=(CONTRACT + "test_sync_is_not_taken_without_a_reintegration",),
+    ),
+    mutant(
+        "sync is offered before the target has flushed",
+        "In sync is recorded on both servers while the content is in the target's page cache.",
+        (SOURCE_PROCESS, "        if not reintegration.flushed:\n", "        if False:\n"),
+        tests=(CONTRACT + "test_source_offers_sync_when_the_target_has_flushed",),
+    ),
+    mutant(
+        "solo is kept when sync is offered",
+        "The source offers sync and still counts as having gone on alone.",
+        (
+            DURABLE,
+            'return replace(record, solo=False, in_sync=True, last_role="PRIM")',
+            'return replace(record, in_sync=True, last_role="PRIM")',
+        ),
+        tests=(RECORD + "test_one_reintegration",),
+    ),
+    mutant(
+        "offer of sync is not stored",
+        "The source offers sync before its record says so.",
+        (
+            SOURCE_PROCESS,
+            "        self._store(records.offer_sync_as_source(self.record))",
+            "        self.record = records.offer_sync_as_source(self.record)",
+        ),
+        tests=(CONTRACT + "test_source_takes_each_step_when_the_one_before_is_durable",),
+    ),
+    mutant(
+        "copying begins before the target is inconsistent",
+        "The source sends what changes the target's copy before the target has recorded that it is inconsistent.",
+        (
+            SOURCE_PROCESS,
+            "        self.source.message(Kind.BEGIN_REINTEGRATION, self.record.generation, full)",
+            "        self.source.message(Kind.BEGIN_REINTEGRATION, self.record.generation, full)\n        self._start_reintegration(connection)",
+        ),
+        tests=(CONTRACT + "test_source_takes_each_step_when_the_one_before_is_durable",),
+    ),
+    mutant(
+        "everything flag is ignored",
+        "After the loss of the log only what a new, empty one names is compared.",
+        (
+            SOURCE_PROCESS,
+            "full = meeting.copying is Copying.FULL or self._log.is_everything or bool(unknown)",
+            "full = meeting.copying is Copying.FULL or bool(unknown)",
+        ),
+        tests=(CONTRACT + "test_everything_is_compared_when_the_log_was_lost",),
+    ),
+    mutant(
+        "everything flag is cleared too early",
+        "The everything flag goes when sync is offered and not when it is taken.",
+        (
+            SOURCE_PROCESS,
+            "        self.source.message(Kind.OFFER_SYNC, records.encode(self.record))",
+            "        self.source.message(Kind.OFFER_SYNC, records.encode(self.record))\n        self._compact(clear_everything=True)",
+        ),
+        tests=(CONTRACT + "test_source_takes_each_step_when_the_one_before_is_durable",),
+    ),
+    mutant(
+        "marks of the target are not merged",
+        "What the target has written by itself stays on it after the reintegration.",
+        (
+            SOURCE_PROCESS,
+            'self._activity.union(decode_marks(welcome["marks"] or []))',
+            "self._activity.union(decode_marks([]))",
+        ),
+        tests=(
+            CONTRACT + "test_source_takes_each_step_when_the_one_before_is_durable",
+            CONTRACT + "test_what_the_lost_source_had_alone_is_copied_over_when_it_comes_back_as_target",
+        ),
+    ),
+    mutant(
+        "marks of the target are not told",
+        "A source that comes back as target does not say what it has changed.",
+        (
+            TARGET_PROCESS,
+            "        if self.record is None or self.record.inconsistent:\n            return [], 0\n",
+            "        return [], 0\n",
+        ),
+        tests=(CONTRACT + "test_what_the_lost_source_had_alone_is_copied_over_when_it_comes_back_as_target",),
+    ),
+    mutant(
+        "marks of the target are not durable when it drops its log",
+        "The target is told to begin before the source's log names what it had.",
+        (
+            SOURCE_PROCESS,
+            "        self.source.commit_marks_now()\n        self._session = None",
+            "        self.source.staged()\n        self._session = None",
+        ),
+        tests=(CONTRACT + "test_marks_of_the_target_are_durable_before_it_is_told_to_begin",),
+    ),
+    mutant(
+        "writes alone before the generation is stored",
+        "The first write alone is answered before the new generation is durable.",
+        (
+            SOURCE_PROCESS,
+            "        self._go_solo()\n        self.source.go_alone()\n",
+            "        self.source.go_alone()\n        self._go_solo()\n",
+        ),
+        tests=(CONTRACT + "test_write_is_not_answered_when_the_new_generation_cannot_be_stored",),
+    ),
+    mutant(
+        "no new generation alone",
+        "Going alone does not begin a generation of its own.",
+        (
+            SOURCE_PROCESS,
+            "        self._go_solo()\n        self.source.go_alone()\n",
+            "        self.source.go_alone()\n",
+        ),
+        tests=(CONTRACT + "test_generation_is_durable_before_the_first_write_alone_is_answered",),
+    ),
+    mutant(
+        "log does not follow the generation",
+        "Going alone stores the record and not the log's generation.",
+        (SOURCE_PROCESS, "            self._log.stage(dirty_log.generation(alone.generation))\n", ""),
+        tests=(CONTRACT + "test_generation_is_durable_before_the_first_write_alone_is_answered",),
+    ),
+    mutant(
+        "failed target does not record it",
+        "A target that failed an operation says that it is outdated without having stored it.",
+        (
+            TARGET_PROCESS,
+            "                self._store(records.mark_outdated(replace(self.record, in_sync=False)))\n",
+            "",
+        ),
+        tests=(CONTRACT + "test_target_that_failed_is_outdated_on_disk_before_it_says_so",),
+    ),
+    mutant(
+        "failed target that could not record it lies",
+        "A target that could not store that it is outdated says that it is.",
+        (
+            TARGET_PROCESS,
+            "            except (OSError, record_io.RecordNotStored) as failure:\n",
+            "            except (OSError, record_io.RecordNotStored) as failure:\n                outdated = True\n",
+        ),
+        tests=(CONTRACT + "test_target_that_failed_is_outdated_on_disk_before_it_says_so",),
+    ),
+)
+
+REINTEGRATING = (
+    mutant(
+        "chunk flag is not checked",
+        "A chunk that was read before a write and sent after it overwrites the write for ever.",
+        (REINTEGRATION, "        if chunk.touched:\n", "        if False:\n"),
+        tests=(STREAM + "test_chunk_read_before_a_change_and_sent_after_it_is_read_again",),
+    ),
+    mutant(
+        "chunk is read again before the write is applied here",
+        "The second read of a touched chunk does not see the write that touched it.",
+        (
+            REINTEGRATION,
+            "        self._source.apply_local()  # a write that was sent",
+            "        # a write that was sent",
+        ),
+        tests=(STREAM + "test_chunk_is_read_again_only_after_the_write_is_applied_here",),
+    ),
+    mutant(
+        "extents leave without being copied",
+        "Files that the log names are not copied.",
+        (REINTEGRATION, "return self._full or self._activity.runs_of(identity) != []", "return self._full"),
+        tests=(
+            STREAM + "test_chunk_read_before_a_change_and_sent_after_it_is_read_again",
+            CONTRACT + "test_marks_are_durable_before_anything_changes_anywhere",
+        ),
+    ),
+    mutant(
+        "last extent is not copied",
+        "Of what the log names in a file the last extent is left out.",
+        (
+            REINTEGRATION,
+            "size if last >= size >> shift else (last + 1) << shift",
+            "size if last >= size >> shift else last << shift",
+        ),
+        tests=(CONTRACT + "test_extents_that_the_log_names_are_copied",),
+    ),
+    mutant(
+        "hard links are split",
+        "A further name of a file becomes a file of its own on the target.",
+        (LISTING, "        if present and links > 1 and self._is_another(fd, name, identity):", "        if False:"),
+        (
+            LISTING,
+            "        known = target.objects.get(identity)\n        if known is not None:\n            try:\n                if known.kind",
+            "        known = target.objects.get(identity)\n        if known is not None and known.kind == stat.S_IFDIR:\n            try:\n                if known.kind",
+        ),
+        tests=(
+            CONTRACT + "test_names_of_one_file_stay_names_of_one_file",
+            WALK + "test_names_change_at_each_moment_of_the_walk[make a second name-0]",
+        ),
+    ),
+    mutant(
+        "unfinished file counts as complete",
+        "A file whose copying was interrupted is taken for equal afterwards.",
+        (LISTING, "        return True\n\n    def _trash", "        return False\n\n    def _trash"),
+        tests=(CONTRACT + "test_interrupted_copy_of_a_file_is_not_taken_for_complete",),
+    ),
+    mutant(
+        "name alone identifies",
+        "An object with the same name and another identity is taken for the same.",
+        (LISTING, "                if entry is None or entry[1] != identity:", "                if entry is None:"),
+        (
+            LISTING,
+            "        if read_identity(path_fd) != identity:\n            raise",
+            "        if False:\n            raise",
+        ),
+        tests=(CONTRACT + "test_same_name_with_another_identity_is_another_file",),
+    ),
+    mutant(
+        "what came in after the flush is not flushed",
+        "Content that was sent after the target's flush is offered as in sync without another one.",
+        (
+            REINTEGRATION,
+            "        self._answering[directory.identity] = files\n        self.flushed = False\n",
+            "        self._answering[directory.identity] = files\n",
+        ),
+        (
+            REINTEGRATION,
+            "        self._opened.add(job)\n        self.flushed = False\n",
+            "        self._opened.add(job)\n",
+        ),
+        tests=(CONTRACT + "test_what_came_after_the_flush_is_flushed_again",),
+    ),
+)
+
+OBJECTS_AND_ERRORS = (
+    mutant(
+        "open file without a name is replicated",
+        "Writes to a file whose last name is gone are sent to a target that does not have it any more.",
+        (TAP, "            node.orphan = True\n            node.declared = -1", "            node.declared = -1"),
+        tests=(CONTRACT + "test_open_file_without_a_name_is_written_here_only",),
+    ),
+    mutant(
+        "target keeps what was unlinked",
+        "The target does not forget an object whose last name is gone.",
+        (
+            TARGET,
+            "        if last:\n            self._vanish(identity)",
+            "        if False:\n            self._vanish(identity)",
+        ),
+        tests=(CONTRACT + "test_open_file_without_a_name_is_written_here_only",),
+    ),
+    mutant(
+        "second name is taken for the last",
+        "Unlinking one of several names makes the file one that has none.",
+        (TAP, "            last = directory or links == 1\n", "            last = True\n"),
+        tests=(CONTRACT + "test_names_of_one_file_stay_names_of_one_file",),
+    ),
+    mutant(
+        "full disk of the source is not repaired on the target",
+        "A write that failed on the source for lack of space stays on the target.",
+        (
+            SOURCE,
+            "        operations: list[Operation] = []\n        if self.sends(node):\n            try:",
+            "        operations: list[Operation] = []\n        if False:\n            try:",
+        ),
+        tests=(STREAM + "test_failed_write_is_taken_back_on_the_target_and_later_ones_are_not",),
+    ),
+    mutant(
+        "short write counts as a whole one",
+        "A write that the disk took in part is answered as written.",
+        (
+            SOURCE,
+            "            if size > PIECE or os.pwrite(node.data_fd, data, offset) != size:",
+            "            if size > PIECE or not os.pwrite(node.data_fd, data, offset):",
+        ),
+        tests=(STREAM + "test_failed_write_is_taken_back_on_the_target_and_later_ones_are_not",),
+    ),
+    mutant(
+        "repair overtakes later writes",
+        "The repair of a failed write undoes writes on the target that were sent before it.",
+        (
+            SOURCE,
+            "            if error is not None:\n                failed.append((node, offset, len(data), slot, error))",
+            "            if error is not None:\n                self._write_failed(node, offset, len(data), slot, error)",
+        ),
+        tests=(STREAM + "test_failed_write_is_taken_back_on_the_target_and_later_ones_are_not",),
+    ),
+    mutant(
+        "lookup of .. leads out",
+        "The parent of the module's directory can be looked up through the mount.",
+        (TAP, '        if name == b"..":\n            raise OSError(errno.ENOENT, "")\n', ""),
+        tests=(CONTRACT + "test_lookup_does_not_lead_out_of_the_mount",),
+    ),
+    mutant(
+        "own folder is shown",
+        "The mirror's own folder can be looked up through the mount.",
+        (
+            TAP,
+            '        if parent is self.root and name == PRIVATE_NAME:\n            raise OSError(errno.ENOENT, "")\n        try:\n            fd = open_path',
+            "        try:\n            fd = open_path",
+        ),
+        tests=(CONTRACT + "test_lookup_does_not_lead_out_of_the_mount",),
+    ),
+    mutant(
+        "own attribute is listed",
+        "The mirror's own attribute is listed through the mount.",
+        (TAP, "for name in names if not name.startswith(hidden)", "for name in names"),
+        tests=(CONTRACT + "test_own_attributes_cannot_be_seen_or_changed",),
+    ),
+    mutant(
+        "own attribute is read",
+        "The mirror's own attribute is read through the mount.",
+        (
+            TAP,
+            '        if name.startswith(HIDDEN_XATTRS):\n            raise OSError(errno.ENODATA, "")\n        value =',
+            "        value =",
+        ),
+        tests=(CONTRACT + "test_own_attributes_cannot_be_seen_or_changed",),
+    ),
+    mutant(
+        "own attribute is overwritten",
+        "A guest changes the identity of a file.",
+        (TAP, '        if name.startswith(HIDDEN_XATTRS):\n            raise OSError(errno.EPERM, "")\n', ""),
+        tests=(CONTRACT + "test_own_attributes_cannot_be_seen_or_changed",),
+    ),
+    mutant(
+        "set-id bits survive a write",
+        "A write by somebody without the right keeps set-user-id, a way to root.",
+        (TAP, "if write_flags & abi.WRITE_KILL_SUIDGID and node.has_set_id is not False:", "if False:"),
+        tests=(
+            CONTRACT + "test_write_of_a_stranger_clears_set_id_bits_on_both_copies",
+            POSIX + "test_scenario[mirror-writes_clear_set_id_bits]",
+        ),
+    ),
+    mutant(
+        "set-id bits survive on the target",
+        "set-user-id is cleared on the source only.",
+        (
+            TAP,
+            "            node.has_set_id = None\n            return self._content(node, attributes(node, cleared))",
+            "            node.has_set_id = None\n            return []",
+        ),
+        tests=(CONTRACT + "test_write_of_a_stranger_clears_set_id_bits_on_both_copies",),
+    ),
+)
+
+DIRTY_LOG = (
+    mutant(
+        "torn tail is kept",
+        "What a torn batch left behind stays in the file, behind the batch that takes its number.",
+        (MARKS_IO, "        if recovered.torn_until > recovered.end_offset:\n", "        if False:\n"),
+        tests=(LOG + "test_a_torn_tail_is_repaired_on_disk",),
+    ),
+    mutant(
+        "incomplete batch counts",
+        "Of a batch that was not completed the removals count.",
+        (
+            MARKS,
+            "if not is_removal(stored.record) and stored.record.kind != GENERATION:",
+            "if stored.record.kind != GENERATION:",
+        ),
+        tests=(CONTRACT + "test_removal_in_a_batch_that_was_not_completed_does_not_count",),
+    ),
+    mutant(
+        "damage in the middle is cut off",
+        "Damage before the last batch is taken for a torn tail: its marks are lost.",
+        (
+            MARKS,
+            '        if stored.batch != batch:\n            raise DirtyLogUnusable(f"batch',
+            '        if stored.batch != batch:\n            continue\n            raise DirtyLogUnusable(f"batch',
+        ),
+        tests=(LOG + "test_damage_before_the_last_batch_is_never_believed",),
+    ),
+    mutant(
+        "first marks are a torn tail",
+        "Damage to the marks that a log was created with is taken for a torn tail.",
+        (MARKS, "    if batch == 0 and header.initial_records:\n        raise", "    if False:\n        raise"),
+        tests=(LOG + "test_the_marks_that_a_log_was_created_with_are_never_a_torn_tail",),
+    ),
+    mutant(
+        "everything flag in the log is not read",
+        "The flag that is set when the log cannot be written means nothing after a restart.",
+        (MARKS, "marks, is_everything = Marks(), data[FLAG_OFFSET] != 0", "marks, is_everything = Marks(), False"),
+        tests=(LOG + "test_everything_by_record_and_by_flag",),
+    ),
+    mutant(
+        "everything flag is lost by a compaction",
+        "A compaction clears the everything flag although nothing was compared.",
+        (MARKS_IO, "kept = self.is_everything and not clear_everything", "kept = False"),
+        tests=(LOG + "test_everything_survives_compaction_until_it_is_cleared",),
+    ),
+    mutant(
+        "older log is believed",
+        "A log that was restored from a backup is believed.",
+        (MARKS, "    if header.counter < record.log_counter:\n", "    if False:\n"),
+        tests=(LOG + "test_log_and_record_belong_together",),
+    ),
+    mutant(
+        "log of another generation is believed",
+        "A log that belongs to another lineage of the data is believed.",
+        (
+            MARKS,
+            "    if record.generation not in (recovered.generation, recovered.previous_generation):\n",
+            "    if False:\n",
+        ),
+        tests=(LOG + "test_log_and_record_belong_together",),
+    ),
+    mutant(
+        "commit without a flush",
+        "commit_now returns before the batch is on disk.",
+        (MARKS_IO, '            self._files.fdatasync("log.commit.flush", fd)\n', "            pass\n"),
+        tests=("tests/test_crash_states.py::test_nothing_is_lost_whenever_the_power_fails",),
+    ),
+    mutant(
+        "compacted log is not flushed",
+        "A compacted log takes the old one's name before its content is on disk.",
+        (MARKS_IO, '        files.fsync("log.new.flush", fd)\n', ""),
+        tests=("tests/test_crash_states.py::test_nothing_is_lost_whenever_the_power_fails",),
+    ),
+    mutant(
+        "record is not flushed",
+        "The durable record takes its name before its content is on disk.",
+        ("cluster/record_io.py", '            files.fsync("record.new.flush", fd)\n', ""),
+        tests=("tests/test_crash_states.py::test_nothing_is_lost_whenever_the_power_fails",),
+    ),
+)
+
+MUTANTS = (
+    *ACKNOWLEDGEMENTS, *MARKING, *FLUSHES, *STREAMING, *DECISIONS, *REINTEGRATING, *OBJECTS_AND_ERRORS, *DIRTY_LOG,
+)  # fmt: skip
