@@ -7,6 +7,7 @@ costs a node that is kept too long, nothing else.
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any, Final
 
@@ -14,6 +15,8 @@ import msgpack
 
 from hotpair.replication.dirty_log import FileMarks
 from hotpair.replication.nodes import Handle, Node, NodeTable
+
+log = logging.getLogger("hotpair.replication")
 
 REWRITE_ABOVE: Final = 4 << 20  # bytes: then the journal is written anew, if that makes it half as long
 INIT, NODE, LOOKED_UP, FORGOTTEN, NAMED, ORPHANED, OPENED, RELEASED, INTENT = range(9)
@@ -32,12 +35,30 @@ class Journal:
         self._size = os.fstat(self._fd).st_size
         self._next_rewrite = REWRITE_ABOVE
         self._agreed = 0
+        self._broken = False
         self._pack = msgpack.Packer(autoreset=True).pack
 
     def _append(self, *record: Any) -> None:
-        self._size += os.write(self._fd, self._pack(record))
+        if self._broken:
+            return
+        data = self._pack(record)
+        try:
+            written = os.write(self._fd, data)
+        except OSError as error:
+            self._break(error.strerror)
+            return
+        if written != len(data):
+            self._break("a short write")
+            return
+        self._size += written
         if self._size > self._next_rewrite:
             self._rewrite()
+
+    def _break(self, reason: str) -> None:
+        """It cannot be written (its disk is full): there is none then, and a mirror that dies costs the mount."""
+        log.error("the journal of the mount cannot be written (%s): this mount cannot be adopted", reason)
+        self._broken = True
+        os.ftruncate(self._fd, 0)
 
     def begin(self, agreed: int) -> None:
         """A new mount: nothing of an earlier one counts. ``agreed``: the flags of INIT."""

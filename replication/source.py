@@ -73,11 +73,12 @@ class PartlyApplied(Exception):
 class FlushWait:
     """A flush under way on one or both copies."""
 
-    __slots__ = ("asked", "done", "error", "local", "node", "remote")
+    __slots__ = ("answered", "asked", "done", "error", "local", "node", "remote")
 
     def __init__(self, node: Node | None, done: Callable[[int], None], asked: tuple[Any, ...] = ()) -> None:
         self.node = node
         self.done = done
+        self.answered = False
         self.asked = asked  # the fields of the operation that asks the target
         self.local = True
         self.remote = False
@@ -653,7 +654,8 @@ class Source:
         self.flushes.flush(fd, data_only, lambda error: self._local_done(wait, error))
 
     def _flush_step(self, wait: FlushWait) -> None:
-        if not wait.local and not wait.remote:
+        if not wait.local and not wait.remote and not wait.answered:
+            wait.answered = True  # a failed disk answers all that wait, this one perhaps before its own turn
             wait.done(wait.error)
 
     def interrupt_chunks(self, node: Node, start: int, end: int) -> None:

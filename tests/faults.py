@@ -345,11 +345,17 @@ class Peer:
             seen.append(fields)
         raise AssertionError(f"the connection ended before {kind.name}, after {seen}")
 
-    def answer_until_end(self) -> list[list[Any]]:
-        """Everything that comes until the connection ends."""
+    def answer_until_end(self, timeout_s: float = 5.0) -> list[list[Any]]:
+        """Everything that comes until the connection ends. AssertionError when it goes on for longer."""
         found = []
-        while (fields := self.receive()) is not None:
-            found.append(fields)
+        deadline = time.monotonic() + timeout_s
+        self.sock.settimeout(timeout_s)
+        try:
+            while (fields := self.receive()) is not None:
+                found.append(fields)
+                assert time.monotonic() < deadline, f"the connection is kept, and {found[-3:]} come"
+        except TimeoutError:
+            raise AssertionError(f"the connection is kept, after {found[-3:]}") from None
         return found
 
     def close(self) -> None:
@@ -428,17 +434,20 @@ class FakeTarget:
 
     def accept(self) -> tuple[Peer, dict[str, Any]]:
         """The next connection, and the hello on it."""
-        sock, _ = self._listener.accept()
-        peer = Peer(sock)
-        hello = peer.receive()
-        assert hello is not None and hello[0] == Kind.HELLO
-        return peer, hello[2]
+        while True:
+            sock, _ = self._listener.accept()
+            peer = Peer(sock)
+            hello = peer.receive()
+            if hello is not None:
+                assert hello[0] == Kind.HELLO, hello
+                return peer, hello[2]
+            peer.close()  # of a source that has ended meanwhile
 
     @staticmethod
     def welcome(**changes: Any) -> dict[str, Any]:
         """A welcome of a target that has nothing; ``changes`` as in ``FakeSource.hello``."""
-        welcome = {"instance": b"i" * 16, "resume": False, "applied": 0, "record": b"", "boot": "boot", "marks": []}
-        welcome.update(changes)
+        welcome: dict[str, Any] = {"instance": b"i" * 16, "resume": False, "applied": 0, "record": b"", "boot": "boot"}
+        welcome.update({"marks": [], "extent_shift": 22, **changes})
         return {key: value for key, value in welcome.items() if value is not ...}
 
     def synchronise(self) -> Peer:

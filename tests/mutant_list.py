@@ -496,11 +496,7 @@ STREAMING = (
     mutant(
         "names of a listing are not checked",
         "A name in a listing leads out of the module's directory.",
-        (
-            LISTING,
-            "wanted = {check_name(entry[0]): entry for entry in entries}",
-            "wanted = {entry[0]: entry for entry in entries}",
-        ),
+        (LISTING, "target.name_in(item, entry[0]): entry for", "entry[0]: entry for"),
         tests=(CONTRACT + "test_target_refuses_names_that_lead_elsewhere",),
     ),
     mutant(
@@ -847,7 +843,7 @@ DECISIONS = (
     mutant(
         "log does not follow the generation",
         "Going alone stores the record and not the log's generation.",
-        (SOURCE_PROCESS, "            self._log.stage(dirty_log.generation(alone.generation))\n", ""),
+        (SOURCE_PROCESS, "            self.source.stage(dirty_log.generation(alone.generation))\n", ""),
         tests=(CONTRACT + "test_generation_is_durable_before_the_first_write_alone_is_answered",),
     ),
     mutant(
@@ -925,7 +921,11 @@ REINTEGRATING = (
     mutant(
         "unfinished file counts as complete",
         "A file whose copying was interrupted is taken for equal afterwards.",
-        (LISTING, "        return True\n\n    def _trash", "        return False\n\n    def _trash"),
+        (
+            LISTING,
+            "            raise\n        return True\n\n    def _to_trash",
+            "            raise\n        return False\n\n    def _to_trash",
+        ),
         tests=(CONTRACT + "test_interrupted_copy_of_a_file_is_not_taken_for_complete",),
     ),
     mutant(

@@ -123,7 +123,14 @@ def test_state_disk_full() -> None:
                 ballast.flush()
         # 30,000 marks of 48 bytes are more than was set aside
         on_mount(
-            pair, "f = os.open('sparse', os.O_RDWR | os.O_CREAT)\nfor n in range(30_000): os.pwrite(f, b'x', n << 17)"
+            pair,
+            """
+            from concurrent.futures import ThreadPoolExecutor
+            f = os.open('sparse', os.O_RDWR | os.O_CREAT)
+            with ThreadPoolExecutor(16) as pool:
+                list(pool.map(lambda n: os.pwrite(f, b'x', n << 17), range(30_000)))
+            """,
+            timeout_s=100,
         )
         healthy(pair)
         os.unlink(f"{data}/ballast")

@@ -190,8 +190,6 @@ def test_a_write_under_way_is_waited_for(pair: MirrorPair) -> None:
     while len(written) < 10:
         time.sleep(0.001)
     ask(pair)
-    time.sleep(0.05)
-    writer.join(TIMEOUT_S) if not written else None
     process = pair.source
     assert process is not None
     outcome = process.wait_end(TIMEOUT_S + 10)

@@ -282,6 +282,25 @@ def test_a_file_that_was_cut_off_is_repaired(verified: Verified) -> None:
     finish(verified)
 
 
+def test_names_are_repaired_by_a_target_that_begins_anew(verified: Verified) -> None:
+    """As the documentation says."""
+    os.unlink(f"{verified.pair.target_dir}/disks/below/b")
+    os.mkdir(f"{verified.pair.target_dir}/surplus")
+    assert len(verified.found()) == 2
+    verified.pair.stop_target()
+    for name in os.listdir(verified.pair.target_state):
+        os.unlink(f"{verified.pair.target_state}/{name}")
+    verified.pair.target_arguments = ["--overwrite"]
+    verified.pair.start_target()
+    deadline = time.monotonic() + TIMEOUT_S
+    while not verified.control.ask("status")["in_sync"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert verified.found() == []
+    verified.pair.stop()
+    assert verified.pair.compare() == []
+
+
 def test_many_differences_are_counted(verified: Verified) -> None:
     for number in range(150):
         open(f"{verified.pair.target_dir}/surplus{number}", "w").close()

@@ -15,7 +15,7 @@ from hotpair.replication.verify import Verification
 from tests.stream_pair import StreamPair
 from tests.stream_vm import Request, Vm
 
-STEPS = 165  # more than a run over the tree below has
+STEPS = 240  # more than a run over the tree below has
 TREE = ("A/", "A/D/", "A/D/h", "A/f", "A/g", "B/", "B/k", "top")
 
 
@@ -79,6 +79,7 @@ def small_step(pair: VerifyPair, number: int) -> None:
         pair.answer,
         pair.turn,
         lambda: pair.deliver_frames(1),
+        pair.flushed,
         pair.deliver_back,
     )
     steps[number % len(steps)]()
