@@ -45,7 +45,7 @@ class Journal:
         try:
             written = os.write(self._fd, data)
         except OSError as error:
-            self._break(error.strerror)
+            self._break(str(error))
             return
         if written != len(data):
             self._break("a short write")

@@ -738,6 +738,7 @@ class Source:
         waiters, self._staged_waiters = self._staged_waiters, []
         for resume in waiters:
             resume()
+        self.turn_end()
 
     def _marks_committed(self, error: int) -> None:
         try:

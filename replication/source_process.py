@@ -445,6 +445,7 @@ class SourceProcess:
                 else:
                     self.source.flushed(fields[1])
             case Kind.WELCOME:
+                frames.check_version(fields[1])
                 self._welcomed(fields[2])
             case Kind.INCONSISTENT:
                 self._target_is_inconsistent()

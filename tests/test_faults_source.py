@@ -294,7 +294,6 @@ def test_junk_in_sync(pair: MirrorPair, fake: FakeTarget) -> None:
     right: dict[Kind, list[Any]] = {
         Kind.APPLIED: [1],
         Kind.FLUSHED: [1],
-        Kind.FAILED: [1, 5, "text", False],
         Kind.CHECKED: [1, True],
     }
     for kind, fields in right.items():
