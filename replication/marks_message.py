@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from hotpair.replication.dirty_log import Extents, Marks, Metadata, Names, add
+from hotpair.replication.dirty_log import ID_BYTES, TO_END_OF_FILE, Extents, Marks, Metadata, Names, add
 
 RUNS_LIMIT: Final = 50_000  # in one message; with more, neighbouring runs of a file are joined
 
@@ -28,9 +28,13 @@ def encode_marks(marks: Marks) -> list[Any]:
 
 
 def decode_marks(message: list[Any]) -> Marks:
-    """The marks of a message."""
+    """The marks of a message. Raises ValueError or TypeError when it is none."""
     marks = Marks()
     for identity, flat, metadata, names in message:
+        if type(identity) is not bytes or len(identity) != ID_BYTES:
+            raise ValueError(f"{identity!r} is not an identity")
+        if not all(type(number) is int and 0 <= number <= TO_END_OF_FILE for number in flat):
+            raise ValueError("an extent number is out of range")
         for first, last in zip(flat[::2], flat[1::2], strict=True):
             marks.apply(add(Extents(identity, first, last)))
         if metadata:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from hotpair.replication import helper, linux_io
 from hotpair.replication.activity import ActivityLog
+from hotpair.replication.errors import ProtocolError
 from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import CHUNK, CHUNK_RETRIES, LISTING_BYTES
@@ -404,7 +405,9 @@ class Reintegration:
 
     def checked(self, sequence: int, same: bool) -> None:
         """The target has compared a chunk."""
-        chunk = self._checks.pop(sequence)
+        chunk = self._checks.pop(sequence, None)
+        if chunk is None:
+            raise ProtocolError("the peer answered a comparison that was not asked for")
         if same or chunk.job.cancelled:
             self._done(chunk)
             return

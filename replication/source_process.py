@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any, Final
 
 from hotpair.cluster import record as records
@@ -78,6 +79,29 @@ class SourceOptions:
     tls: TlsFiles | None = None
 
 
+class Phase(Enum):
+    """How far a connection is: what the target may say in it."""
+
+    GREETING = 0  # hello was said
+    WELCOMED = 1  # our part: the records are compared
+    BEGUN = 2  # the target is to record that it is inconsistent
+    FILLING = 3  # reintegration
+    OFFERED = 4  # the target is to record that it is in sync
+    IN_SYNC = 5
+
+
+_ALWAYS: Final = frozenset({Kind.BUSY, Kind.FAILED, Kind.REFUSED})
+_SERVING: Final = _ALWAYS | {Kind.APPLIED, Kind.FLUSHED, Kind.WANTED, Kind.CHECKED}
+DUE: Final[dict[Phase, frozenset[Kind]]] = {
+    Phase.GREETING: frozenset({Kind.WELCOME, Kind.REFUSED}),
+    Phase.WELCOMED: _ALWAYS | {Kind.APPLIED},
+    Phase.BEGUN: _ALWAYS | {Kind.APPLIED, Kind.INCONSISTENT},
+    Phase.FILLING: _SERVING,
+    Phase.OFFERED: _SERVING | {Kind.TAKEN},
+    Phase.IN_SYNC: frozenset(Kind) - {Kind.WELCOME, Kind.INCONSISTENT, Kind.TAKEN},
+}
+
+
 class SourceProcess:
     """Made once for the life of the process."""
 
@@ -120,6 +144,7 @@ class SourceProcess:
         self._received = bytearray()
         self._session: bytes | None = None  # the session in which the pair is in sync
         self._offered: bytes | None = None
+        self._phase = Phase.GREETING
         self._hello_at = 0.0
         self._heard_at = time.monotonic()
         self._probed_at = 0.0
@@ -391,6 +416,7 @@ class SourceProcess:
         self.source.connection = connection
         self.source.out.clear()
         self.source.message(Kind.HELLO, PROTOCOL_VERSION, hello)
+        self._phase = Phase.GREETING
         self._hello_at = self._heard_at = self._progress_at = time.monotonic()
         self.source.send()
 
@@ -415,10 +441,19 @@ class SourceProcess:
             start = end
             if fields[0] in NUMBERED and type(fields[1]) is not int:
                 raise ProtocolError(f"the peer sent {Kind(fields[0]).name} without a number")
-            if fields[0] == Kind.APPLIED:
-                self.source.acknowledged(fields[1])
-            else:
+            if fields[0] not in DUE[self._phase]:
+                raise ProtocolError(f"the peer sent {Kind(fields[0]).name}, which was not due")
+            if fields[0] in (Kind.FLUSHED, Kind.CHECKED) and fields[1] > self.source.sequence:
+                raise ProtocolError(f"the peer sent {Kind(fields[0]).name} for what was not sent")
+            if fields[0] != Kind.APPLIED:
                 self._understand(fields)
+            elif self._phase not in (
+                Phase.WELCOMED,
+                Phase.BEGUN,
+            ):  # there it answers a probe, and says nothing of an earlier session
+                if fields[1] > self.source.sequence:
+                    raise ProtocolError("the peer acknowledged what was not sent")
+                self.source.acknowledged(fields[1])
                 if self._connection is not connection:
                     return
         del received[:start]
@@ -492,10 +527,16 @@ class SourceProcess:
         self._handover_interrupted(reason)
 
     def _welcomed(self, welcome: dict[str, Any]) -> None:
+        self._phase = Phase.WELCOMED
+        if welcome["resume"] and (self._session is None or self.source.mode is not FROZEN):
+            raise ProtocolError("the peer resumes a session that it was not asked to resume")
         if welcome["resume"]:
             log.info("resuming the session after operation %d", welcome["applied"])
             before = self.source.mode
             self._end_handover()  # the old connection is gone with all in it: the peer has not been asked
+            if not 0 <= welcome["applied"] <= self.source.sequence:
+                raise ProtocolError("the peer acknowledged what was not sent")
+            self._phase = Phase.IN_SYNC
             self.source.resume(welcome["applied"])
             self._state_changed(before)
             self._synchronised()
@@ -530,9 +571,11 @@ class SourceProcess:
             self.source.stage(record)
         self.source.commit_marks_now()
         self._session = None
+        self._phase = Phase.BEGUN
         self.source.message(Kind.BEGIN_REINTEGRATION, self.record.generation, full)
 
     def _target_is_inconsistent(self) -> None:
+        self._phase = Phase.WELCOMED
         connection = self._connection
         self.source.when_log_is_idle(lambda: self._start_reintegration(connection))
 
@@ -540,6 +583,7 @@ class SourceProcess:
         if self._connection is not connection:
             return
         self._end_handover()  # the peer has taken this copy's generation as a target: it has not taken over
+        self._phase = Phase.FILLING
         self._go_solo()
         before = self.source.mode
         root = self.tap.root
@@ -583,10 +627,12 @@ class SourceProcess:
         before = self.source.mode
         self.source.end_reintegration()
         self._session = self._offered
+        self._phase = Phase.OFFERED
         self.source.message(Kind.OFFER_SYNC, records.encode(self.record))
         self._state_changed(before)
 
     def _synchronised(self) -> None:
+        self._phase = Phase.IN_SYNC
         self.in_sync = True
         self.reason = ""
         self._failure = 0

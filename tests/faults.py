@@ -93,6 +93,11 @@ def status(state: str) -> dict[str, Any]:
         return control.ask("status")
 
 
+def visible(directory: str) -> list[str]:
+    """The names in a copy, without the mirror's own folder."""
+    return sorted(name for name in os.listdir(directory) if name != ".hotpair")
+
+
 def healthy(pair: MirrorPair) -> None:
     """Both processes run, have printed no traceback and are of bounded size."""
     for process in (pair.source, pair.target):

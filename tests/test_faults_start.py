@@ -8,7 +8,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults import Load, equal_after_stop, healthy, log_of, logged, on_mount, port_of, said, status, write_file
+from tests.faults import (
+    Load,
+    equal_after_stop,
+    healthy,
+    log_of,
+    logged,
+    on_mount,
+    port_of,
+    said,
+    status,
+    visible,
+    write_file,
+)
 from tests.mirror_pair import MirrorPair, ReservedPort, abort_mounts_below, mounts_below
 
 pytestmark = pytest.mark.timeout(90)
@@ -295,7 +307,7 @@ def test_target_directory_not_empty(pair: MirrorPair) -> None:
     said(pair.source, "--overwrite")
     with open(f"{pair.target_dir}/precious") as file:
         assert file.read() == "mine"
-    assert os.listdir(pair.target_dir) == ["precious"]
+    assert visible(pair.target_dir) == ["precious"]
     pair.stop_target()
     pair.target_arguments += ["--overwrite"]
     pair.start_target()
@@ -324,7 +336,7 @@ def test_different_durability(pair: MirrorPair) -> None:
     pair.source_arguments += ["--alone-after", "0", "--durability", "disk"]
     pair.start()
     said(pair.source, "--durability")
-    assert not os.listdir(pair.target_dir)
+    assert visible(pair.target_dir) == []
     pair.stop()
 
 
@@ -387,7 +399,7 @@ def test_tls_does_not_fit(certificates: str, of_source: str) -> None:
         logged(pair.target, "refused a connection", "TLS")
         assert pair.source is not None and pair.target is not None
         assert "in sync" not in pair.source.said and "state ALONE" in pair.source.said
-        assert os.listdir(pair.target_dir) == []
+        assert visible(pair.target_dir) == []
         assert status(pair.source_state)["reason"]
         for process in (pair.source, pair.target):
             assert log_of(process).count("\n") < 100, "the log fills with repetitions"

@@ -35,13 +35,22 @@ from tests.tree_comparison import IDENTITY_ATTRIBUTE, OWN_ATTRIBUTES, OWN_FOLDER
 STUCK_S = 60.0  # a writer that has made no progress for so long, on a machine that others use too, is stuck
 ALONE_AFTER_S = "1"
 ROLES = ("random,random,sequential,names", "random,names,names,mixed")  # of the two writer processes
-KINDS = {"target": 4, "source": 4, "both": 3, "target while reintegrating": 3, "source while reintegrating": 3}
+ADOPTED = ", adopted"
 COMPARE_EVERY = 10  # rounds between clean stops
 
 
 def expects_adoption() -> bool:
-    """Whether a mount outlives its mirror process. Not yet: the keeper of the FUSE descriptor is to come."""
-    return False
+    """Whether a mount outlives its mirror process: the kernel must send unanswered requests again (Linux 6.9)."""
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int(minor)) >= (6, 9)
+
+
+def kinds_of_rounds() -> dict[str, int]:
+    """Each kind of round and its weight. A mount that is not adopted is taken away, as by a crash of the host."""
+    kinds = {"target": 4, "source": 2, "both": 2, "target while reintegrating": 3, "source while reintegrating": 2}
+    if expects_adoption():
+        kinds |= {f"{kind}{ADOPTED}": 2 for kind in ("source", "both", "source while reintegrating")}
+    return kinds
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
@@ -170,7 +179,8 @@ class Torture:
             self.start_writers()
             for number in range(rounds):
                 draw = random.Random(f"{self.seed} {number}")
-                kind = kinds[number] if number < len(kinds) else draw.choices(list(KINDS), list(KINDS.values()))[0]
+                weights = kinds_of_rounds()
+                kind = kinds[number] if number < len(kinds) else draw.choices(list(weights), list(weights.values()))[0]
                 self.story = [f"round {number}: {kind}"]
                 self.round(kind, draw)
                 self.counts["rounds"] += 1
@@ -270,19 +280,20 @@ class Torture:
         """Kill, look, start again."""
         self.wait_acknowledged(int(10 ** draw.uniform(0, 2.8)))
         self.counts[f"kills ({kind})"] += 1
+        adopted = kind.endswith(ADOPTED)
         if kind.startswith("target"):
             self.lose_target(draw, again=kind != "target")
-        elif kind == "source":
-            self.lose_source()
-        elif kind == "both":
-            self.lose_both(draw)
+        elif kind.startswith("both"):
+            self.lose_both(draw, adopted)
+        elif kind.removesuffix(ADOPTED) == "source":
+            self.lose_source(adopted)
         else:
             self.pair.kill_target()
             self.wait_acknowledged(draw.randrange(1, 400))
             self.pair.start_target()
             self._story("target started again")
             self.wait_acknowledged(int(10 ** draw.uniform(0, 3.3)))
-            self.lose_source()
+            self.lose_source(adopted)
 
     def lose_target(self, draw: random.Random, again: bool) -> None:
         """The target is killed; the source must go on."""
@@ -309,40 +320,49 @@ class Torture:
         if quiet:
             self.start_writers()
 
-    def lose_source(self) -> None:
+    def lose_source(self, adopted: bool) -> None:
         """The source is killed; the target must have all that was acknowledged, if it was in sync."""
         self.pair.kill_source()
-        if expects_adoption():
-            self.pair.start_source()
-            self.wait_acknowledged(10)
-            self.wait_in_sync(0)
-            return
+        if not adopted:
+            self.lose_mount()
+        wait_until(lambda: not self._target_linked(), STUCK_S, "the target notices that the source is gone")
+        self.check_after_source(adopted)
+        self.start_source_again(adopted)
+        self.wait_in_sync(0)
+
+    def lose_mount(self) -> None:
+        """The mount goes as well, and with it the writers."""
         self.pair.abort()
         self.end_writers()
-        wait_until(lambda: not self._target_linked(), STUCK_S, "the target notices that the source is gone")
-        self.check_after_source()
-        self.pair.start_source()
-        self.wait_in_sync(0)
-        self.start_writers()
 
-    def lose_both(self, draw: random.Random) -> None:
+    def start_source_again(self, adopted: bool) -> None:
+        """Start the source: with the mount that it left behind, or with a new one."""
+        self.pair.start_source()
+        assert self.pair.source is not None
+        assert ("adopted the mount" in self.pair.source.said) == adopted
+        if adopted:
+            self.counts["adoptions"] += 1
+        else:
+            self.start_writers()
+        self.wait_acknowledged(10)
+
+    def lose_both(self, draw: random.Random, adopted: bool) -> None:
         """Both are killed, one right after the other."""
         kills = [self.pair.kill_source, self.pair.kill_target]
         draw.shuffle(kills)
         for kill in kills:
             kill()
-        self.pair.abort()
-        self.end_writers()
-        wait_until(lambda: not processes_marked(self.pair.mark), 10, "helpers of killed mirrors end")
-        self.check_after_source()
+        if not adopted:
+            self.lose_mount()
+            wait_until(lambda: not processes_marked(self.pair.mark), 10, "helpers of killed mirrors end")
+        self.check_after_source(adopted)
         if draw.random() < 0.5:
-            self.pair.start()
+            self.pair.start_target()
+            self.start_source_again(adopted)
             self.wait_in_sync(0)
-            self.start_writers()
             return
         self._story("the source starts first, and goes alone")
-        self.pair.start_source()
-        self.start_writers()
+        self.start_source_again(adopted)
         self.wait_acknowledged(draw.randrange(1, 300))
         synced = self._times_in_sync()
         self.pair.start_target()
@@ -351,10 +371,12 @@ class Torture:
 
     # ---- checks
 
-    def check_after_source(self) -> None:
-        """The source is gone, nothing is mounted, the target does nothing."""
+    def check_after_source(self, adopted: bool) -> None:
+        """The source is gone, the target does nothing, writers have ended or wait for the mount to be adopted."""
         self.ledger.read()
-        self.ledger.errors.clear()  # the mount went away under the writers
+        if not adopted:
+            self.ledger.errors.clear()  # the mount went away under the writers
+        assert not self.ledger.errors, f"errors on a mount that is to be adopted: {self.ledger.errors}"
         mine, theirs = record_io.load(f"{self.pair.source_state}/record"), record_io.load(self._target_record)
         assert mine is not None
         if theirs is not None and theirs.in_sync and not theirs.inconsistent and not mine.solo:
@@ -362,7 +384,7 @@ class Torture:
             self.counts["survivals checked"] += 1
             self.check_copy("target")
         self.check_marks()
-        self.check_copy("source", settle=True)
+        self.check_copy("source", settle=not adopted)
 
     @property
     def _target_record(self) -> str:
