@@ -110,10 +110,10 @@ class SourceProcess:
         self._say = say
         self._lock = lock_state(options.state)
         fuse_io.check_kernel()
-        kept = self._adoptable()
         self._record_path = os.path.join(options.state, "record")
         stored = self._load_record()
         known_root = stored.root if stored is not None else None
+        kept = self._adoptable()
         self._root_fd = kept.root_fd if kept is not None else open_root(options.directory, known_root)
         self._largest_file = largest_file(self._root_fd)
         self._instance = new_identity()
