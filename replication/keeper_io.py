@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import fcntl
 import os
 import socket
 import subprocess
@@ -38,7 +39,7 @@ def start(state: str, fuse_fd: int, root_fd: int) -> subprocess.Popen[bytes]:
 
 
 def adopt(state: str) -> Kept | None:
-    """What the keeper in ``state`` holds, None when there is none."""
+    """What the keeper in ``state`` holds, None when there is none, or one that is about to end with its mount."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.settimeout(TIMEOUT_S)
     with sock:
@@ -55,6 +56,17 @@ def adopt(state: str) -> Kept | None:
         for fd in fds:
             os.close(fd)
         return None
+    kept = Kept(*fds)
+    if keeper.is_gone(kept.fuse_fd):
+        fcntl.flock(kept.root_fd, fcntl.LOCK_UN)  # the keeper shares it, and may take a moment to end
+        close(kept)
+        return None
     for fd in fds:
         os.set_inheritable(fd, False)
-    return Kept(*fds)
+    return kept
+
+
+def close(kept: Kept) -> None:
+    """Let go of a mount that is not adopted."""
+    os.close(kept.fuse_fd)
+    os.close(kept.root_fd)

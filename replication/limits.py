@@ -27,6 +27,7 @@ FLUSH_TIMEOUT_S = 120.0  # a disk may take long over a flush; the target says th
 BUSY_INTERVAL_S = 1.0  # how often a target that is busy with a flush says so
 PROBE_INTERVAL_S = 1.0  # an idle link is probed
 RECONNECT_INTERVAL_S = 0.25
+RECONNECT_LONGEST_S = 4.0  # doubled up to it while a peer ends each connection before it has answered
 
 # --- Dirty log ------------------------------------------------------------------------------------
 EXTENT_SIZE = 4 << 20

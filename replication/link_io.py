@@ -119,6 +119,7 @@ class Acceptor:
     def __init__(self, host: str, port: int, tls: TlsFiles | None, delivery: Delivery) -> None:
         self._context = tls.context(server=True) if tls else None
         self._delivery = delivery
+        self._last_refusal = "", ""
         self._strangers = threading.BoundedSemaphore(MAX_STRANGERS)
         try:
             family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -158,7 +159,13 @@ class Acceptor:
         try:
             sock.settimeout(HELLO_TIMEOUT_S)
             if self._context is not None:
-                sock = self._context.wrap_socket(sock, server_side=True)
+                try:
+                    sock = self._context.wrap_socket(sock, server_side=True)
+                except ssl.SSLError as error:
+                    raise OSError(
+                        f"the TLS handshake failed ({error.reason or error}): is the source's certificate signed by "
+                        "the authority of --tls-ca?"
+                    ) from error
             try:
                 hello = read_hello(sock)
             except ProtocolError as error:
@@ -166,7 +173,9 @@ class Acceptor:
                 raise
             connection = TlsConnection(sock) if isinstance(sock, ssl.SSLSocket) else PlainConnection(sock)
         except (OSError, ProtocolError) as error:
-            log.warning("refused a connection from %s: %s", address[0], error)
+            if (address[0], str(error)) != self._last_refusal:
+                log.warning("refused a connection from %s: %s (said once)", address[0], error)
+            self._last_refusal = address[0], str(error)
             sock.close()
         else:
             self._delivery.put((connection, hello))

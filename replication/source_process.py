@@ -22,7 +22,7 @@ from typing import Any, Final
 from hotpair.cluster import record as records
 from hotpair.cluster import record_io
 from hotpair.cluster.record import Copying, Meeting, Record, Side
-from hotpair.replication import dirty_log, frames, fuse_abi, fuse_io, journal_io, keeper_io, linux_io
+from hotpair.replication import dirty_log, frames, fuse_abi, fuse_io, journal_io, keeper, keeper_io, linux_io
 from hotpair.replication.activity import ActivityLog
 from hotpair.replication.dirty_log import DirtyLogUnusable
 from hotpair.replication.dirty_log_io import DirtyLog, DirtyLogFailed
@@ -37,6 +37,7 @@ from hotpair.replication.limits import (
     PROBE_INTERVAL_S,
     PROTOCOL_VERSION,
     RECONNECT_INTERVAL_S,
+    RECONNECT_LONGEST_S,
     SPIN_S,
     STALL_TIMEOUT_S,
 )
@@ -60,6 +61,7 @@ TICK_S: Final = 0.1
 CONTROL_TIMEOUT_S: Final = 5.0
 NUMBERED: Final = frozenset({Kind.APPLIED, Kind.FLUSHED, Kind.CHECKED, Kind.FAILED})
 STRUCTURED: Final = frozenset({Kind.WELCOME, Kind.WANTED})  # whose fields come from the peer and are not numbers
+UNANSWERED: Final = " before it answered: do both servers have TLS, and each other's authority?"
 GREETING_S: Final = 2.0  # a verdict by time waits so long for the answer to a hello
 
 
@@ -152,6 +154,7 @@ class SourceProcess:
         self._progress_at = time.monotonic()
         self._frozen_since = time.monotonic()
         self._reconnect_at = 0.0
+        self._unwelcome = 0  # connections in a row that ended before the target had answered the hello
         self._ticked_at = 0.0
         self._flush_all = 0  # sequence number of the FLUSH_ALL that ends a reintegration, 0: none
         self._full = False
@@ -316,7 +319,9 @@ class SourceProcess:
                     self._tick(now)
                 if source.broken is not None:
                     raise source.broken
-            except (LinkLost, ProtocolError) as error:
+            except LinkLost as error:
+                self._link_lost(f"{error}{UNANSWERED if self._phase is Phase.GREETING else ''}")
+            except ProtocolError as error:
                 self._link_lost(str(error))
         return self._exit_code
 
@@ -508,7 +513,9 @@ class SourceProcess:
     def _link_lost(self, reason: str) -> None:
         if self._connection is None:
             return
-        if not self._stopping:
+        # A peer that ends each connection before it is welcome is asked less and less often, and told of once
+        self._unwelcome = min(self._unwelcome + 1, 8) if self._phase is Phase.GREETING else 0
+        if not self._stopping and (self._unwelcome < 2 or reason != self.reason):
             self._say(f"link lost: {reason}")
         self.reason = reason
         self.end_verify(f"link lost: {reason}")
@@ -518,7 +525,8 @@ class SourceProcess:
         self._connection = None
         self.in_sync = False
         self._flush_all = 0
-        self._reconnect_at = time.monotonic() + RECONNECT_INTERVAL_S
+        pause = min(RECONNECT_INTERVAL_S * 2**self._unwelcome, RECONNECT_LONGEST_S)
+        self._reconnect_at = time.monotonic() + pause
         before = self.source.mode
         if self.source.reintegration is not None:
             self.source.reintegration.close()
@@ -830,9 +838,13 @@ class SourceProcess:
 
     def abort(self) -> dict[str, Any]:
         """The verdict `stop`. The tap is failed from this thread, which needs neither the loop nor the disk."""
-        fuse_io.abort_connection(self._fuse_connection)
+        self._abort_mount()
         self._delivery.put(self.stop)
         return {}
+
+    def _abort_mount(self) -> None:
+        if not keeper.is_gone(self._fuse_fd):  # otherwise its number may be that of another mount by now
+            fuse_io.abort_connection(self._fuse_connection)
 
     def status(self) -> dict[str, Any]:
         """What this mirror is doing. Reads what the loop keeps, so that it answers while the loop waits."""
@@ -1005,6 +1017,7 @@ class SourceProcess:
             self._connection.close()
             self._connection = self.source.connection = None
         fuse_io.unmount(self.options.directory)
+        self._abort_mount()  # or who still has a file open would wait for ever: the keeper holds the connection
         self.tap.close(unmounted=True)
         os.close(self._fuse_fd)
         self._reader.close()

@@ -376,13 +376,18 @@ class Target:
         _, _, identity, directory, name = fields
         if identity in self.objects:
             return
-        parent = self.known(directory)
+        self.register(self._open_named(self.known(directory), name, identity), identity)
+
+    def _open_named(self, parent: Replica, name: object, identity: bytes) -> int:
+        """An O_PATH descriptor of what has this name, if it is that object. Raises OSError."""
         fd = open_path(self._fd(parent), self.name_in(parent, name))
-        found = read_identity(fd)
-        if found != identity:
+        try:
+            if read_identity(fd) != identity:
+                raise OSError(errno.ESTALE, f"{name!r} is another object here than on the source")
+        except OSError:
             os.close(fd)
-            raise OSError(errno.ESTALE, f"{name!r} is another object here than on the source")
-        self.register(fd, identity)
+            raise
+        return fd
 
     def _forget(self, fields: list[Any]) -> None:
         """Close an object; one that is not held (verify asked for it, and it was missing here) is no error."""
@@ -427,12 +432,8 @@ class Target:
     def _unlink(self, fields: list[Any]) -> None:
         kind, _, directory, name, identity, last = fields
         parent = self.known(directory)
+        os.close(self._open_named(parent, name, identity))
         directory_fd = self._fd(parent)
-        fd = open_path(directory_fd, self.name_in(parent, name))
-        found = read_identity(fd)
-        os.close(fd)
-        if found != identity:
-            raise OSError(errno.ESTALE, f"{name!r} is another object here than on the source")
         if kind == Kind.RMDIR:
             os.rmdir(name, dir_fd=directory_fd)
         else:

@@ -5,6 +5,8 @@ import errno
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -29,6 +31,7 @@ from tests.faults import (
     write_file,
 )
 from tests.mirror_pair import MirrorPair, mounts_below
+from tests.programs import wait_for_end
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -289,3 +292,34 @@ def test_stop_is_answered_while_a_target_stalls() -> None:
         pair.target.signal(signal.SIGCONT)
         pair.start_source()
         equal_after_stop(pair)
+
+
+def test_stop_takes_the_mount_from_who_holds_a_file() -> None:
+    """A clean stop with an open file: what was written is on both copies, the holder gets an error, nothing hangs."""
+    script = """
+import os, sys
+descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
+os.write(descriptor, b"written")
+print("written", flush=True)
+sys.stdin.read()
+try:
+    os.fsync(descriptor)
+except OSError as error:
+    os._exit(error.errno)
+"""
+    with MirrorPair() as pair:
+        pair.start()
+        command = [sys.executable, "-c", script, f"{pair.mount}/file"]
+        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=pair.environment())
+        assert holder.stdout is not None and holder.stdin is not None
+        assert holder.stdout.readline() == b"written\n"
+        pair.stop_source()
+        holder.stdin.close()
+        assert wait_for_end(holder, WAIT_S), "the holder hangs"
+        assert holder.wait() in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
+        holder.stdout.close()
+        wait_until(lambda: not os.path.exists(f"{pair.source_state}/keeper.sock"), "the keeper ends")
+        pair.start_source()
+        equal_after_stop(pair)
+        with open(f"{pair.target_dir}/file", "rb") as file:
+            assert file.read() == b"written"

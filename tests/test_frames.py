@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from hotpair.replication.errors import LinkLost, ProtocolError, TargetFailed
 from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import COUNTS, FIELDS, LENGTH, LENGTH_SIZE, Kind
 from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, PROTOCOL_VERSION
+from hotpair.replication.linux_io import FlushQueue
 from hotpair.replication.listing import Listing
 from hotpair.replication.objects_io import write_identity
 from hotpair.replication.target import Target
@@ -228,7 +230,8 @@ class Reader:
     def __init__(self, directory: str) -> None:
         self.root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         self.identity, self.file = b"r" * 16, b"f" * 16
-        self.target = Target(self.root, self.identity, Flusher(), 100, False)
+        self.queue = FlushQueue()
+        self.target = Target(self.root, self.identity, Flusher(self.queue), 100, False)
         self.target.on_message = lambda fields: None
         self.target.on_failure = lambda sequence, error: None
         self.target.on_flush_all = lambda sequence: None
@@ -246,6 +249,7 @@ class Reader:
         os.close(file)
         theirs, self.socket = socket.socketpair()
         self.target.attach(PlainConnection(theirs), fresh=True)
+        self._end_flushes()
         self.feed(frames.encode(Kind.DECLARE, 1, self.file, self.identity, b"file"))
 
     def feed(self, data: bytes) -> None:
@@ -253,14 +257,30 @@ class Reader:
         self.socket.sendall(data)
         self.target.receive()
 
+    def _end_flushes(self) -> None:
+        """Of the files that are closed, whose descriptors stay open so long."""
+        poll = select.poll()
+        poll.register(self.queue.fileno(), select.POLLIN)
+        while self.queue.pending:
+            assert poll.poll(10_000), "a flush does not end"
+            self.target.flushes_completed()
+
+    def close(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+        self.target.attach(PlainConnection(socket.socket()), fresh=True)
+        self._end_flushes()
+        self.target.detach()
+        self.target.descriptors.close()
+        self.queue.close()
+        os.close(self.root)
+
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     found = Reader(str(tmp_path_factory.mktemp("reader")))
     yield found
-    if found.socket is not None:
-        found.socket.close()
-    found.target.detach()
+    found.close()
 
 
 def taken_or_refused(reader: Reader, data: bytes) -> None:

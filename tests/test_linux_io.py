@@ -924,7 +924,9 @@ FUSE_INIT, FUSE_OPENDIR, FUSE_FSYNCDIR = 26, 27, 30
 
 def fuse_request(device: int, opcode: int) -> int:
     """Read the next request, which must be an `opcode`; returns its unique number."""
-    assert select.select([device], [], [], 10)[0], "no request came"
+    poll = select.poll()
+    poll.register(device, select.POLLIN)
+    assert poll.poll(10_000), "no request came"
     found, unique = struct.unpack_from("=4xIQ", os.read(device, 1 << 16))
     assert found == opcode
     assert isinstance(unique, int)

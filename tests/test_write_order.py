@@ -184,7 +184,6 @@ def test_eight_at_a_time_nothing_overtakes_what_was_acknowledged() -> None:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.skipif("HOTPAIR_LONG" not in os.environ, reason="slow since a keeper holds the mount: HOTPAIR_LONG=1")
 @pytest.mark.parametrize("roles", ["mixed", "random,random,random,random,random,random,random,mixed"])
 def test_killed_target_holds_a_moment_of_the_source(roles: str) -> None:
     """kill -9 instead of a stop. Without a verdict the writer freezes, so nothing can be acknowledged afterwards."""
@@ -197,6 +196,7 @@ def test_killed_target_holds_a_moment_of_the_source(roles: str) -> None:
             violation = prefix_violation(copy) if one else order_violations(copy)
             assert not violation, f"seed {SEED}, kill {number}: {violation}"
             pair.kill_source()
+            pair.abort()  # the keeper would hold the mount, and the writer wait, until a source is started again
             assert writer.wait_end(PROGRESS_S) is not None
             writer.close()
 
