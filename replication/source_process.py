@@ -191,10 +191,10 @@ class SourceProcess:
             self._adopted,
         )
         self._reader = Reader(self._fuse_fd, COLD_READERS)
-        self.tap.cold_read = self._cold_read
-        self.tap.closed = lambda node: self._reader.drop(node.nodeid)
+        self.tap.files.cold_read = self._cold_read
+        self.tap.files.closed = lambda node: self._reader.drop(node.nodeid)
         self.source.nodes = self.tap.nodes
-        self.source.path_fd = self.tap.descriptors.get
+        self.source.path_fd = self.tap.objects.descriptors.get
 
     def _adoptable(self) -> keeper_io.Kept | None:
         """The mount of a mirror process that has died, if it can be taken over; otherwise it is taken away."""

@@ -19,7 +19,10 @@ POSIX = "tests/test_posix_difference.py::"
 
 SOURCE, SOURCE_PROCESS = "replication/source.py", "replication/source_process.py"
 TARGET, TARGET_PROCESS = "replication/target.py", "replication/target_process.py"
-TAP, LISTING, REINTEGRATION = "replication/tap_fuse.py", "replication/listing.py", "replication/reintegration.py"
+LISTING, REINTEGRATION = "replication/listing.py", "replication/reintegration.py"
+TAP, TAP_FILES, TAP_NAMES = "replication/tap_fuse.py", "replication/tap_files.py", "replication/tap_names.py"
+TAP_DIRECTORIES, TAP_ATTRIBUTES = "replication/tap_directories.py", "replication/tap_attributes.py"
+TAP_SET_ID = "replication/tap_set_id.py"
 MARKS, MARKS_IO, ACTIVE = "replication/dirty_log.py", "replication/dirty_log_io.py", "replication/activity.py"
 OBJECTS, FRAMES, DURABLE = "replication/objects_io.py", "replication/frames.py", "cluster/record.py"
 
@@ -138,9 +141,9 @@ ACKNOWLEDGEMENTS = (
         "read before the pending write",
         "A read does not see a write that was sent and not yet applied here.",
         (
-            TAP,
-            "node = self.nodes.handles[number].node\n        if self._source.has_local_writes:\n            self._source.apply_local()\n        if node.cold",
-            "node = self.nodes.handles[number].node\n        if node.cold",
+            TAP_FILES,
+            "node = self._nodes.handles[number].node\n        if self._source.has_local_writes:\n            self._source.apply_local()\n        if node.cold",
+            "node = self._nodes.handles[number].node\n        if node.cold",
         ),
         tests=(CONTRACT + "test_read_sees_the_write_that_was_sent_and_not_yet_applied",),
     ),
@@ -210,7 +213,7 @@ MARKING = (
         "truncate marks one extent",
         "A truncation marks the extent of the new end and not what follows.",
         (
-            TAP,
+            TAP_ATTRIBUTES,
             "marks.append(Extents(node.identity, first, TO_END))",
             "marks.append(Extents(node.identity, first, first))",
         ),
@@ -223,7 +226,7 @@ MARKING = (
         "punch hole marks its first extent only",
         "Of a hole over several extents only the first is marked.",
         (
-            TAP,
+            TAP_FILES,
             "mark = Extents(node.identity, offset >> shift, (offset + length - 1) >> shift)",
             "mark = Extents(node.identity, offset >> shift, offset >> shift)",
         ),
@@ -233,7 +236,7 @@ MARKING = (
         "rename marks one directory",
         "A rename marks the directory that it takes a name from and not the one that gets it.",
         (
-            TAP,
+            TAP_NAMES,
             "marks = (Names(old_parent.identity), Names(new_parent.identity))",
             "marks = (Names(old_parent.identity),)",
         ),
@@ -422,7 +425,7 @@ FLUSHES = (
         "source closes a file that is unflushed",
         "A file is closed before what was written through it is flushed; its error is reported to nobody.",
         (
-            TAP,
+            TAP_FILES,
             "        if node.unflushed:\n            self._source.flush_before_close",
             "        if False:\n            self._source.flush_before_close",
         ),
@@ -960,7 +963,7 @@ OBJECTS_AND_ERRORS = (
     mutant(
         "open file without a name is replicated",
         "Writes to a file whose last name is gone are sent to a target that does not have it any more.",
-        (TAP, "            node.orphan = True\n            node.declared = -1", "            node.declared = -1"),
+        (TAP_NAMES, "            node.orphan = True\n            node.declared = -1", "            node.declared = -1"),
         tests=(CONTRACT + "test_open_file_without_a_name_is_written_here_only",),
     ),
     mutant(
@@ -976,7 +979,7 @@ OBJECTS_AND_ERRORS = (
     mutant(
         "second name is taken for the last",
         "Unlinking one of several names makes the file one that has none.",
-        (TAP, "            last = directory or links == 1\n", "            last = True\n"),
+        (TAP_NAMES, "            last = directory or links == 1\n", "            last = True\n"),
         tests=(CONTRACT + "test_names_of_one_file_stay_names_of_one_file",),
     ),
     mutant(
@@ -1012,15 +1015,15 @@ OBJECTS_AND_ERRORS = (
     mutant(
         "lookup of .. leads out",
         "The parent of the module's directory can be looked up through the mount.",
-        (TAP, '        if name == b"..":\n            raise OSError(errno.ENOENT, "")\n', ""),
+        (TAP_DIRECTORIES, '        if name == b"..":\n            raise OSError(errno.ENOENT, "")\n', ""),
         tests=(CONTRACT + "test_lookup_does_not_lead_out_of_the_mount",),
     ),
     mutant(
         "own folder is shown",
         "The mirror's own folder can be looked up through the mount.",
         (
-            TAP,
-            '        if parent is self.root and name == PRIVATE_NAME:\n            raise OSError(errno.ENOENT, "")\n        try:\n            fd = open_path',
+            TAP_DIRECTORIES,
+            '        if parent is self._root and name == PRIVATE_NAME:\n            raise OSError(errno.ENOENT, "")\n        try:\n            fd = open_path',
             "        try:\n            fd = open_path",
         ),
         tests=(CONTRACT + "test_lookup_does_not_lead_out_of_the_mount",),
@@ -1028,14 +1031,14 @@ OBJECTS_AND_ERRORS = (
     mutant(
         "own attribute is listed",
         "The mirror's own attribute is listed through the mount.",
-        (TAP, "for name in names if not name.startswith(hidden)", "for name in names"),
+        (TAP_ATTRIBUTES, "for name in names if not name.startswith(hidden)", "for name in names"),
         tests=(CONTRACT + "test_own_attributes_cannot_be_seen_or_changed",),
     ),
     mutant(
         "own attribute is read",
         "The mirror's own attribute is read through the mount.",
         (
-            TAP,
+            TAP_ATTRIBUTES,
             '        if name.startswith(HIDDEN_XATTRS):\n            raise OSError(errno.ENODATA, "")\n        value =',
             "        value =",
         ),
@@ -1044,7 +1047,11 @@ OBJECTS_AND_ERRORS = (
     mutant(
         "own attribute is overwritten",
         "A guest changes the identity of a file.",
-        (TAP, '        if name.startswith(HIDDEN_XATTRS):\n            raise OSError(errno.EPERM, "")\n', ""),
+        (
+            TAP_ATTRIBUTES,
+            '        if name.startswith(HIDDEN_XATTRS):\n            raise OSError(errno.EPERM, "")\n',
+            "",
+        ),
         tests=(CONTRACT + "test_own_attributes_cannot_be_seen_or_changed",),
     ),
     mutant(
@@ -1060,8 +1067,8 @@ OBJECTS_AND_ERRORS = (
         "set-id bits survive on the target",
         "set-user-id is cleared on the source only.",
         (
-            TAP,
-            "            node.has_set_id = None\n            return self._content(node, attributes(node, cleared))",
+            TAP_SET_ID,
+            "            node.has_set_id = None\n            return content(node, attributes(node, cleared))",
             "            node.has_set_id = None\n            return []",
         ),
         tests=(CONTRACT + "test_write_of_a_stranger_clears_set_id_bits_on_both_copies",),

@@ -230,9 +230,9 @@ class StreamPair:
         self.tap = FuseTap(
             theirs.fileno(), self.source_root, self.source, self.activity, 1000, "direct", f"{self.base}/journal", False
         )
-        self.tap.cold_read = lambda slot, node, offset, size: False
+        self.tap.files.cold_read = lambda slot, node, offset, size: False
         self.source.nodes = self.tap.nodes
-        self.source.path_fd = self.tap.descriptors.get
+        self.source.path_fd = self.tap.objects.descriptors.get
         self.target: Target
         self.start_target()
         self.to_target, self.to_source = Wire(), Wire()
@@ -254,9 +254,9 @@ class StreamPair:
                 os.close(handle.directory_fd)
         if self.source.reintegration is not None:
             self.source.reintegration.close()
-        self.tap.descriptors.close()
+        self.tap.objects.descriptors.close()
         self.tap.close(unmounted=True)
-        os.close(self.tap._orphans_fd)
+        os.close(self.tap.objects.orphans_fd)
         self._end_target()
         self._close_listing()
         self.log.close()
