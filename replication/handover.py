@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable
 
 from hotpair.replication.limits import HANDOVER_TIMEOUT_S
-from hotpair.replication.source import PRIM, Source
+from hotpair.replication.modes import PRIM
+from hotpair.replication.source import Source
 
 
 class Handover:
@@ -39,8 +40,8 @@ class Handover:
 
     def _flush(self) -> None:
         source = self._source
-        source.carry_all_times()
-        source.flush_everything(self._root_fd, self._flushed)
+        source.times.carry_all()
+        source.flushes.flush_everything(self._root_fd, self._flushed)
         self._flushed_up_to = source.sequence
         source.turn_end()
 
@@ -48,7 +49,7 @@ class Handover:
         source = self._source
         if self.ended or error or source.mode is not PRIM:
             return  # the disk has failed, or the link is lost: whoever found that has ended this
-        source.carry_all_times()
+        source.times.carry_all()
         if source.sequence == self._flushed_up_to and not source.inflight and not source.has_local_writes:
             source.freeze()
             self.asked = True

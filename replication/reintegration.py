@@ -258,7 +258,7 @@ class Reintegration:
         for entry in entries:
             node = by_identity.get(entry[1])
             if node is not None:
-                source.declare_at(node, directory.identity, entry[0])
+                source.known.declare_at(node, directory.identity, entry[0])
 
     def _needs_content(self, identity: bytes) -> bool:
         return self._full or self._activity.runs_of(identity) != []

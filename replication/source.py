@@ -6,6 +6,9 @@ should run the VM (it asks for a verdict), or Ray. One thread owns it.
 A change takes this way: its marks become durable (at once when the extent is hot), it is sent, it is applied to the
 local copy, the target acknowledges it, the tap answers the VM. What can fail for reasons of its own (all but plain
 writes) is applied locally first and sent when it worked.
+
+Parts of it have files of their own: marks on their way to the disk, flushes, what the target knows of our objects, and
+modification times. Here stay the stream's numbers, the modes, and all of a write's way: the hot path.
 """
 
 from __future__ import annotations
@@ -13,23 +16,27 @@ from __future__ import annotations
 import errno
 import logging
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from hotpair.replication import frames
 from hotpair.replication.activity import ActivityLog
-from hotpair.replication.dirty_log import Extents, LogRecord, Mark, Metadata
-from hotpair.replication.dirty_log_io import DirtyLog, DirtyLogFailed
+from hotpair.replication.dirty_log import Extents, Mark
+from hotpair.replication.dirty_log_io import DirtyLog
 from hotpair.replication.errors import LinkLost
 from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.fuse_abi import WRITE_PAYLOAD
 from hotpair.replication.fuse_io import Slot
 from hotpair.replication.limits import SEND_HIGH_WATER
-from hotpair.replication.nodes import Node, NodeTable
+from hotpair.replication.modes import ALONE, FROZEN, PRIM, REINTEGRATING, STOPPED
+from hotpair.replication.nodes import Node
+from hotpair.replication.operations import Operation, PartlyApplied
+from hotpair.replication.source_flushes import Flushes
+from hotpair.replication.source_known import Known
+from hotpair.replication.source_marks import MarkCommits
+from hotpair.replication.source_times import Times
 from hotpair.replication.transport_io import Connection
 from hotpair.replication.write_back_io import LARGE_WRITE, PIECE, WriteBack, write_all
 from hotpair.replication.write_back_io import STEP as WRITE_BACK_STEP
@@ -41,50 +48,6 @@ pack_length = LENGTH.pack
 HEADER_END = WRITE_PAYLOAD  # a WRITE's frame header is built in front of its payload, where the request's header was
 
 
-class Mode(Enum):
-    """What the source does with a change."""
-
-    FROZEN = "FROZEN"  # holds it: no link, no verdict yet
-    ALONE = "ALONE"  # applies it here only; marks only grow
-    REINTEGRATING = "REINTEGRATING"  # solo, sends what the target can already take
-    PRIM = "PRIM"  # applies it on both copies
-    STOPPED = "STOPPED"  # answers with an error
-
-
-FROZEN, ALONE, REINTEGRATING, PRIM, STOPPED = Mode  # plain names: an enum's attribute costs a look-up on each write
-
-
-class Operation(NamedTuple):
-    """One change to be sent: the objects that the target must know for it, and the frame without its number."""
-
-    needs: tuple[Node, ...]
-    fields: tuple[Any, ...]
-
-
-class PartlyApplied(Exception):
-    """A change of several steps failed after the first: what was done is sent all the same, then the error answered."""
-
-    def __init__(self, error: OSError, operations: list[Operation]) -> None:
-        super().__init__(str(error))
-        self.error = error
-        self.operations = operations
-
-
-class FlushWait:
-    """A flush under way on one or both copies."""
-
-    __slots__ = ("answered", "asked", "done", "error", "local", "node", "remote")
-
-    def __init__(self, node: Node | None, done: Callable[[int], None], asked: tuple[Any, ...] = ()) -> None:
-        self.node = node
-        self.done = done
-        self.answered = False
-        self.asked = asked  # the fields of the operation that asks the target
-        self.local = True
-        self.remote = False
-        self.error = 0
-
-
 class Source:
     """See the module's text. ``tap`` answers writes; the loop calls ``turn_end`` after each batch of requests."""
 
@@ -92,7 +55,7 @@ class Source:
         self,
         dirty_log: DirtyLog,
         activity: ActivityLog,
-        flushes: Flusher,
+        flusher: Flusher,
         extent_size: int,
         durable: bool,
         largest_file: int,
@@ -103,14 +66,14 @@ class Source:
         self.applied = 0
         self.connection: Connection | None = None
         self.broken: LinkLost | None = None
-        self.nodes: NodeTable
-        self.path_fd: Callable[[Node], int]
         self.out: deque[memoryview] = deque()
         self.inflight: deque[tuple[int, memoryview, Callable[[Any], None], Any]] = deque()
         self.held: deque[Callable[[], None]] = deque()
         self.activity = activity
-        self.log = dirty_log
-        self.flushes = flushes
+        self.flushes = Flushes(self, flusher)
+        self.marks = MarkCommits(self, activity, dirty_log, self.flushes)
+        self.known = Known(self)
+        self.times = Times(self)
         self.shift = extent_size.bit_length() - 1
         self.largest_file = largest_file  # bytes; a write beyond must not be sent, for the target would fail it
         self.write_back = WriteBack()
@@ -120,16 +83,8 @@ class Source:
         self.on_disk_failure: Callable[[str], None]
         self.reintegration: Any = None
         self.verification: Any = None
-        self.sync_file_system: Callable[[int, Callable[[int], None]], None]
-        self.progress_at = time.monotonic()
         self._local: list[tuple[Node, memoryview, int, Slot]] = []
-        self._waits: dict[int, FlushWait] = {}  # by the sequence number of the FLUSH or FLUSH_ALL
         self._after_sending: list[Callable[[], None]] = []
-        self._staged = False  # marks are waiting to be committed
-        self._staged_waiters: list[Callable[[], None]] = []
-        self._committing = False  # a commit of marks is under way
-        self._committing_waiters: list[Callable[[], None]] = []
-        self._touched: set[Node] = set()
         self.chunks: dict[bytes, Any] = {}  # file identity -> what reintegration or verify has in work there
 
     # --- writes: the hot path -------------------------------------------------------------------------------------
@@ -153,13 +108,13 @@ class Source:
                     extents[extent] = tick
         elif not node.orphan and not self.activity.is_marked(node.identity, first, last):
             mark = Extents(node.identity, first, last)
-            self._after_marks([mark], lambda: self.write(node, offset, size, slot))
+            self.marks.after([mark], lambda: self.write(node, offset, size, slot))
             return
         mode = self.mode
         if mode is PRIM or mode is REINTEGRATING:
             if self.chunks and node.identity in self.chunks:
                 self.chunks[node.identity].touch(offset, offset + size)
-            if node.declared == self.session or self._declare(node):
+            if node.declared == self.session or self.known.declare(node):
                 sequence = self.sequence + 1
                 self.sequence = sequence
                 body = pack((1, sequence, node.identity, offset, size))  # Kind.WRITE
@@ -198,7 +153,7 @@ class Source:
         if slot.synchronous or self.durable:
             node = slot.node
             assert node is not None
-            self.flush(node, True, lambda error: self._flushed_write(slot, error))
+            self.flushes.flush(node, True, lambda error: self._flushed_write(slot, error))
         else:
             self.answer_write(slot)
 
@@ -214,8 +169,8 @@ class Source:
             self.send()
         if self._local:
             self.apply_local()
-        if self._staged and not self._committing:
-            self._commit_marks()
+        if self.marks.staged and not self.marks.committing:
+            self.marks.commit()
 
     @property
     def has_local_writes(self) -> bool:
@@ -249,8 +204,7 @@ class Source:
         else:
             node.unflushed += 1
         if not node.touched:
-            node.touched = True
-            self._touched.add(node)
+            self.times.touch(node)
         return None
 
     def _write_failed(self, node: Node, offset: int, size: int, slot: Slot, error: OSError) -> None:
@@ -268,7 +222,7 @@ class Source:
             self.held.append(lambda: self._repair(node, offset, size, slot))
             return
         operations: list[Operation] = []
-        if self.sends(node):
+        if self.known.sends(node):
             try:
                 data = os.pread(node.data_fd, size, offset)
                 length = os.fstat(node.data_fd).st_size
@@ -291,7 +245,7 @@ class Source:
         """
         missing = [mark for mark in marks if not self.activity.has(mark)]
         if missing:
-            self._after_marks(missing, lambda: self.change((), perform, done))
+            self.marks.after(missing, lambda: self.change((), perform, done))
             return
         if self.mode is FROZEN:
             self.held.append(lambda: self.change((), perform, done))
@@ -321,9 +275,14 @@ class Source:
         """From within ``perform``: do something when the operations that it returns are queued."""
         self._after_sending.append(act)
 
+    def interrupt_chunks(self, node: Node, start: int, end: int) -> None:
+        """Bytes ``start`` to ``end`` of a file change: what a helper is reading there is read again."""
+        if self.chunks and node.identity in self.chunks:
+            self.chunks[node.identity].touch(start, end)
+
     def _send_operations(self, operations: list[Operation], done: Callable[[], None]) -> None:
         if self.mode is PRIM or self.mode is REINTEGRATING:
-            sendable = [operation for operation in operations if self._can_send(operation)]
+            sendable = [operation for operation in operations if self.known.can_send(operation)]
             if self.reintegration is not None:
                 self.reintegration.changed(node.identity for operation in sendable for node in operation.needs)
             for operation in sendable[:-1]:
@@ -335,65 +294,6 @@ class Source:
             # Frozen between perform and here cannot be: both run in one step of one thread.
             raise AssertionError("a change was applied while frozen")
         done()
-
-    def _can_send(self, operation: Operation) -> bool:
-        """Whether the target can take the operation; what it cannot take yet is left to reintegration."""
-        ready = [self._is_known(node) for node in operation.needs]
-        if all(ready):
-            return True
-        self.reintegration.unsent(operation.needs)
-        return False
-
-    def _is_known(self, node: Node) -> bool:
-        """Whether the target has the object, and a directory as it is here, and has been told of it."""
-        if self.reintegration is not None and node.is_directory and not self.reintegration.knows(node):
-            return False
-        return node.declared == self.session or self._declare(node)
-
-    def sends(self, node: Node) -> bool:
-        """Whether changes of this object's content go to the target."""
-        if self.mode is not PRIM and self.mode is not REINTEGRATING:
-            return False
-        return not node.orphan and (node.declared == self.session or self._declare(node))
-
-    def _declare(self, node: Node) -> bool:
-        """Tell the target where an object is that it has not been told of in this session; False if it cannot be."""
-        chain = []
-        item: Node | None = node
-        while item is None or item.declared != self.session:
-            if item is None or item.orphan or item.parent is None:
-                return False
-            if self.reintegration is not None and not self.reintegration.knows(item):
-                return False
-            chain.append(item)
-            item = self.nodes.by_identity.get(item.parent.identity, item.parent)
-        for item in reversed(chain):
-            assert item.parent is not None
-            self._enqueue((Kind.DECLARE, item.identity, item.parent.identity, item.name), _nothing, None)
-            item.declared = self.session
-        return True
-
-    def declare_at(self, node: Node, directory: bytes, name: bytes) -> None:
-        """Tell the target that an object is under this name: reintegration has just listed it."""
-        if node.declared != self.session:
-            self._enqueue((Kind.DECLARE, node.identity, directory, name), _nothing, None)
-            node.declared = self.session
-
-    def name_lost(self, node: Node) -> None:
-        """The name by which we know an object is about to go, but not its last: the target must hold it before."""
-        if not self.sends(node) and self.reintegration is not None:
-            self.reintegration.walk_again()
-
-    def forget(self, node: Node) -> None:
-        """The kernel has forgotten the object; the target may close it too."""
-        self._touched.discard(node)
-        declared, node.declared = node.declared, -1
-        if self.reintegration is not None and self.reintegration.holds(node.identity):
-            return
-        if self.verification is not None and self.verification.holds(node.identity):
-            return
-        if declared == self.session and self.mode in (PRIM, REINTEGRATING) and not node.orphan:
-            self._enqueue((Kind.FORGET, node.identity), _nothing, None)
 
     def send_data(
         self, identity: bytes, offset: int, data: memoryview, done: Callable[[Any], None], argument: Any
@@ -420,7 +320,7 @@ class Source:
     def operation(
         self, fields: tuple[Any, ...], done: Callable[[Any], None] | None = None, argument: Any = None
     ) -> int:
-        """Send an operation that stands for itself (reintegration, verify)."""
+        """Send an operation that nobody of the VM's waits for, or whose answer is not its acknowledgement."""
         return self._enqueue(fields, done or _nothing, argument)
 
     def message(self, *fields: Any) -> None:
@@ -453,13 +353,6 @@ class Source:
             done(argument)
         self.applied = sequence
 
-    def flushed(self, sequence: int) -> None:
-        """The target has flushed what the FLUSH with this number named."""
-        wait = self._waits.pop(sequence, None)
-        if wait is not None:
-            wait.remote = False
-            self._flush_step(wait)
-
     def freeze(self) -> None:
         """Hold every change from now on, the link being there: the other server is asked to take over."""
         self.mode = FROZEN
@@ -485,16 +378,7 @@ class Source:
         self.acknowledged(applied)
         self.out.clear()
         self.out.extend(frame for _, frame, _, _ in self.inflight)
-        waits = self._waits
-        self._waits = {}
-        for sequence, wait in waits.items():
-            if sequence > applied:
-                self._waits[sequence] = wait
-            elif wait.node is not None and wait.node.orphan:
-                wait.remote = False
-                self._flush_step(wait)
-            else:  # its answer may have been lost: ask again
-                self._waits[self._enqueue(wait.asked, _nothing, None)] = wait
+        self.flushes.resumed(applied)
         self.mode = PRIM
         self._release_held()
 
@@ -508,11 +392,7 @@ class Source:
         self.apply_local()
         for _, _, done, argument in inflight:
             done(argument)
-        waits = self._waits
-        self._waits = {}
-        for wait in waits.values():
-            wait.remote = False
-            self._flush_step(wait)
+        self.flushes.without_target()
         self._release_held()
 
     def stop(self) -> None:
@@ -521,11 +401,7 @@ class Source:
         self.inflight.clear()
         self.out.clear()
         self._local.clear()
-        waits, self._waits = self._waits, {}
-        for wait in waits.values():
-            wait.remote = False
-            wait.error = wait.error or errno.EIO
-            self._flush_step(wait)
+        self.flushes.without_target(errno.EIO)
         self._release_held()
 
     def _release_held(self) -> None:
@@ -554,218 +430,13 @@ class Source:
         self.mode = REINTEGRATING
         for _, _, done, argument in inflight:  # applied here; the log marks them, so that they will be copied
             done(argument)
-        waits, self._waits = self._waits, {}
-        for wait in waits.values():
-            wait.remote = False
-            self._flush_step(wait)
+        self.flushes.without_target()
         self._release_held()
 
     def end_reintegration(self) -> None:
         """Both copies are equal from here on in the stream."""
         self.reintegration = None
         self.mode = PRIM
-
-    def when_log_is_idle(self, act: Callable[[], None]) -> None:
-        """Do something with the dirty log that must not meet a commit under way."""
-        if self._committing:
-            self._committing_waiters.append(act)
-        else:
-            act()
-
-    def commit_marks_now(self) -> None:
-        """Make durable what is staged, and wait for it: for the steps that must not be overtaken. The log is idle."""
-        assert not self._committing
-        self.activity.commit_began()
-        if self.log.failure is None:
-            try:
-                self.log.commit_now()
-            except DirtyLogFailed as error:
-                log.error("%s", error)
-                self.log.set_everything()
-        self.activity.commit_ended()
-        self._staged = False
-        waiters, self._staged_waiters = self._staged_waiters, []
-        for resume in waiters:
-            resume()
-
-    def stage(self, record: LogRecord) -> None:
-        """Have a record written with the next commit. A log that has failed takes none: everything is dirty then."""
-        if self.log.failure is None:
-            self.log.stage(record)
-        self._staged = True
-
-    def flush_everything(self, root_fd: int, done: Callable[[int], None]) -> None:
-        """Flush all files of both copies, then ``done(errno)``."""
-        self.apply_local()
-        wait = FlushWait(None, done, (Kind.FLUSH_ALL,))
-        if self.mode is PRIM or self.mode is REINTEGRATING:
-            wait.remote = True
-            self._waits[self._enqueue(wait.asked, _nothing, None)] = wait
-        self.sync_file_system(root_fd, lambda error: self._local_done(wait, error))
-
-    def _local_done(self, wait: FlushWait, error: int) -> None:
-        wait.local = False
-        wait.error = wait.error or error
-        if error:
-            self.disk_failed(f"flushing: {os.strerror(error)}")
-        self._flush_step(wait)
-
-    # --- flushes --------------------------------------------------------------------------------------------------
-
-    def flush(self, node: Node, data_only: bool, done: Callable[[int], None]) -> None:
-        """Flush one file or directory on both copies, then ``done(errno)``."""
-        if self.mode is FROZEN and not node.orphan:
-            self.held.append(lambda: self.flush(node, data_only, done))
-            return
-        if self.mode is STOPPED:
-            done(errno.EIO)
-            return
-        self.apply_local()
-        wait = FlushWait(node, done, (Kind.FLUSH, node.identity, data_only))
-        if self.sends(node):
-            self.carry_times(node)
-            wait.remote = True
-            self._waits[self._enqueue(wait.asked, _nothing, None)] = wait
-        node.unflushed = 0
-        self.flush_local(node.data_fd, wait, data_only)
-
-    def flush_directory(self, node: Node, fd: int, data_only: bool, done: Callable[[int], None]) -> None:
-        """Flush a directory on both copies; ``fd`` is an open descriptor of it here."""
-        if self.mode is FROZEN and not node.orphan:
-            self.held.append(lambda: self.flush_directory(node, fd, data_only, done))
-            return
-        if self.mode is STOPPED:
-            done(errno.EIO)
-            return
-        wait = FlushWait(node, done, (Kind.FLUSH, node.identity, data_only))
-        if self.sends(node):
-            wait.remote = True
-            self._waits[self._enqueue(wait.asked, _nothing, None)] = wait
-        self.flush_local(fd, wait, data_only)
-
-    def flush_before_close(self, node: Node, done: Callable[[Node], None]) -> None:
-        """Flush what was written through a file's descriptor here, because it is to be closed."""
-        self.apply_local()
-        node.unflushed = 0
-        self.flush_local(node.data_fd, FlushWait(node, lambda _: done(node)), True)
-
-    def flush_local(self, fd: int, wait: FlushWait, data_only: bool) -> None:
-        """Have the kernel flush a local file without waiting for it."""
-        self.flushes.flush(fd, data_only, lambda error: self._local_done(wait, error))
-
-    def _flush_step(self, wait: FlushWait) -> None:
-        if not wait.local and not wait.remote and not wait.answered:
-            wait.answered = True  # a failed disk answers all that wait, this one perhaps before its own turn
-            wait.done(wait.error)
-
-    def interrupt_chunks(self, node: Node, start: int, end: int) -> None:
-        """Bytes ``start`` to ``end`` of a file change: what a helper is reading there is read again."""
-        if self.chunks and node.identity in self.chunks:
-            self.chunks[node.identity].touch(start, end)
-
-    def made(self, node: Node, parent: Node) -> list[Operation]:
-        """A new object: the target knows it by the MAKE that tells of it, if its directory is known there."""
-        if self.mode in (PRIM, REINTEGRATING) and self._is_known(parent):
-            node.declared = self.session
-            if self.reintegration is not None:
-                self.reintegration.made(node)
-        return []
-
-    def removed(self, identity: bytes) -> None:
-        """The last name of an object is gone."""
-        if self.reintegration is not None:
-            self.reintegration.removed(identity)
-        if self.verification is not None:
-            self.verification.removed(identity)
-
-    def carry_times(self, node: Node) -> None:
-        """Send the modification time of an object that was changed."""
-        if not node.touched:
-            return
-        if self.sends(node):
-            fd = node.data_fd if node.data_fd >= 0 else self.path_fd(node)
-            self._enqueue(attributes(node, mtime_ns=os.fstat(fd).st_mtime_ns), _nothing, None)
-        elif self.mode is FROZEN or self.mode is REINTEGRATING:
-            return  # later
-        node.touched = False  # alone, the next reintegration carries it
-        self._touched.discard(node)
-
-    def touch(self, node: Node) -> None:
-        """The object's modification time has changed here and must be carried sooner or later."""
-        if not node.touched:
-            node.touched = True
-            self._touched.add(node)
-
-    def carry_all_times(self) -> None:
-        """Carry what is outstanding; called when there is nothing better to do, and before a clean stop."""
-        for node in list(self._touched):
-            self.carry_times(node)
-
-    # --- marks ----------------------------------------------------------------------------------------------------
-
-    def _after_marks(self, marks: Iterable[Mark], resume: Callable[[], None]) -> None:
-        """Make marks durable, then go on: ``resume`` looks again. Marks of all that waits are committed together."""
-        for mark in marks:
-            record = note_mark(self.activity, mark)
-            if record is not None:
-                self.stage(record)
-        (self._staged_waiters if self._staged else self._committing_waiters).append(resume)
-
-    def _commit_marks(self) -> None:
-        if self.log.is_everything and self.log.failure is not None:
-            self._marks_are_everything()
-            return
-        try:
-            fd = self.log.begin_commit()
-        except DirtyLogFailed as error:
-            log.error("%s", error)
-            self.log.set_everything()
-            self._marks_are_everything()
-            return
-        if fd is None:
-            return
-        self.activity.commit_began()
-        self._staged = False
-        self._committing = True
-        self._committing_waiters, self._staged_waiters = self._staged_waiters, []
-        self.flush_local(fd, FlushWait(None, self._marks_committed), True)
-
-    def _marks_are_everything(self) -> None:
-        """The log cannot be written (its disk is full): "everything is dirty" is on disk, and covers any mark."""
-        self.activity.commit_began()
-        self.activity.commit_ended()
-        self._staged = False
-        waiters, self._staged_waiters = self._staged_waiters, []
-        for resume in waiters:
-            resume()
-        self.turn_end()
-
-    def _marks_committed(self, error: int) -> None:
-        try:
-            self.log.end_commit(error)
-        except DirtyLogFailed as failure:  # a failed flush counts as a failed disk
-            self.disk_failed(str(failure))
-            return
-        self._committing = False
-        self.activity.commit_ended()
-        waiters, self._committing_waiters = self._committing_waiters, []
-        for resume in waiters:
-            resume()
-        self.turn_end()
-
-
-def note_mark(activity: ActivityLog, mark: Mark) -> LogRecord | None:
-    """Have a mark made; the record to stage, None if it is staged or being committed already."""
-    if isinstance(mark, Extents):
-        return activity.mark(mark.identity, mark.first, mark.last)
-    return activity.mark_metadata(mark.identity) if isinstance(mark, Metadata) else activity.mark_names(mark.identity)
-
-
-def attributes(
-    node: Node, mode: int | None = None, uid: int | None = None, gid: int | None = None, mtime_ns: int | None = None
-) -> tuple[Any, ...]:
-    """The fields of an ATTRIBUTES operation; None leaves an attribute as it is."""
-    return (Kind.ATTRIBUTES, node.identity, mode, uid, gid, mtime_ns)
 
 
 def _nothing(_: Any) -> None:

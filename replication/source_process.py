@@ -43,12 +43,13 @@ from hotpair.replication.limits import (
 )
 from hotpair.replication.link_io import Connector, Delivery
 from hotpair.replication.marks_message import decode_marks
+from hotpair.replication.modes import FROZEN, PRIM, REINTEGRATING, STOPPED, Mode
 from hotpair.replication.nodes import Node
 from hotpair.replication.objects_io import ensure_identity, largest_file, new_identity, open_root
 from hotpair.replication.process_io import boot_id, descriptor_limit, lock_state
 from hotpair.replication.reader_io import Reader
 from hotpair.replication.reintegration import Reintegration
-from hotpair.replication.source import FROZEN, PRIM, REINTEGRATING, STOPPED, Mode, Source
+from hotpair.replication.source import Source
 from hotpair.replication.spin import Spinner
 from hotpair.replication.tap_fuse import FuseTap
 from hotpair.replication.transport_io import Connection, TlsFiles
@@ -134,7 +135,7 @@ class SourceProcess:
             self._largest_file,
         )
         self.source.on_disk_failure = self._disk_failed
-        self.source.sync_file_system = self._sync_file_system
+        self.source.flushes.sync_file_system = self._sync_file_system
         self._delivery = Delivery()
         self._connector = Connector(*options.peer, options.tls, self._delivery)
         self._epoll = select.epoll()
@@ -193,8 +194,8 @@ class SourceProcess:
         self._reader = Reader(self._fuse_fd, COLD_READERS)
         self.tap.files.cold_read = self._cold_read
         self.tap.files.closed = lambda node: self._reader.drop(node.nodeid)
-        self.source.nodes = self.tap.nodes
-        self.source.path_fd = self.tap.objects.descriptors.get
+        self.source.known.nodes = self.tap.nodes
+        self.source.times.path_fd = self.tap.objects.descriptors.get
 
     def _adoptable(self) -> keeper_io.Kept | None:
         """The mount of a mirror process that has died, if it can be taken over; otherwise it is taken away."""
@@ -483,7 +484,7 @@ class SourceProcess:
                     self._flush_all = 0
                     self._try_to_finish()
                 else:
-                    self.source.flushed(fields[1])
+                    self.source.flushes.flushed(fields[1])
             case Kind.WELCOME:
                 frames.check_version(fields[1])
                 self._welcomed(fields[2])
@@ -556,7 +557,7 @@ class SourceProcess:
         unknown = welcome["marks"] is None or (welcome["marks"] and welcome["extent_shift"] != self.source.shift)
         full = meeting.copying is Copying.FULL or self._log.is_everything or bool(unknown)
         connection = self._connection
-        self.source.when_log_is_idle(lambda: self._begin(connection, welcome, full))
+        self.source.marks.when_idle(lambda: self._begin(connection, welcome, full))
 
     def _meet(self, theirs: Record | None, their_boot: str) -> Meeting:
         return records.meet(
@@ -576,8 +577,8 @@ class SourceProcess:
         if full:
             self._log.set_everything()
         for record in self._activity.union(decode_marks(welcome["marks"] or [])):
-            self.source.stage(record)
-        self.source.commit_marks_now()
+            self.source.marks.stage(record)
+        self.source.marks.commit_now()
         self._session = None
         self._phase = Phase.BEGUN
         self.source.message(Kind.BEGIN_REINTEGRATION, self.record.generation, full)
@@ -585,7 +586,7 @@ class SourceProcess:
     def _target_is_inconsistent(self) -> None:
         self._phase = Phase.WELCOMED
         connection = self._connection
-        self.source.when_log_is_idle(lambda: self._start_reintegration(connection))
+        self.source.marks.when_idle(lambda: self._start_reintegration(connection))
 
     def _start_reintegration(self, connection: Connection | None) -> None:
         if self._connection is not connection:
@@ -614,8 +615,8 @@ class SourceProcess:
         """A new generation, solo, durable: the log first, then the record."""
         alone = records.go_alone(self.record, new_identity(), boot=self._boot)
         if alone.generation != self.record.generation:
-            self.source.stage(dirty_log.generation(alone.generation))
-            self.source.commit_marks_now()
+            self.source.marks.stage(dirty_log.generation(alone.generation))
+            self.source.marks.commit_now()
         if alone != self.record:
             self._store(alone)
 
@@ -629,7 +630,7 @@ class SourceProcess:
             self._flush_all = self.source.operation((Kind.FLUSH_ALL,))
             return
         self.source.operation((Kind.EMPTY_TRASH,))
-        self.source.carry_all_times()
+        self.source.times.carry_all()
         self._store(records.offer_sync_as_source(self.record))
         reintegration.close()
         before = self.source.mode
@@ -646,7 +647,7 @@ class SourceProcess:
         self._failure = 0
         if self._full:
             self._full = False
-            self.source.when_log_is_idle(lambda: self._compact(clear_everything=True))
+            self.source.marks.when_idle(lambda: self._compact(clear_everything=True))
         self._activity.thaw()
         self._say("in sync")
         self._now_ready()
@@ -674,7 +675,7 @@ class SourceProcess:
             self.reason = f"{what}. It is the second time: put it right there, then use the control command retry"
             self._say(f"not tried again: {self.reason}")
         if outdated and self.source.mode is FROZEN and self._handover is None:
-            self.source.when_log_is_idle(self._go_alone)
+            self.source.marks.when_idle(self._go_alone)
         self._reconnect_at = time.monotonic() + 5.0
 
     def _refused(self, reason: str) -> None:
@@ -689,7 +690,7 @@ class SourceProcess:
             raise MirrorError(f"the mirror is {self.source.mode.value}, not FROZEN: nothing waits for a verdict")
         if self._handover is not None and self._connection is not None:
             raise MirrorError("the peer has been asked to take over and may do so now: wait for its answer")
-        self.source.when_log_is_idle(self._go_alone)
+        self.source.marks.when_idle(self._go_alone)
 
     def _go_alone(self) -> None:
         if self.source.mode is not FROZEN:
@@ -791,7 +792,7 @@ class SourceProcess:
         mine = self.record
         if theirs.generation != mine.generation or theirs.last_role != "PRIM" or theirs.term <= mine.term:
             raise ProtocolError("the peer says that it has taken over, and its record does not say so")
-        self.source.when_log_is_idle(lambda: self._finish_handover(theirs))
+        self.source.marks.when_idle(lambda: self._finish_handover(theirs))
 
     def _finish_handover(self, theirs: Record) -> None:
         """The peer has taken over, durably. Both copies are on disk and equal: no mark is needed any more."""
@@ -900,12 +901,12 @@ class SourceProcess:
         if source.mode is not FROZEN:
             self._frozen_since = now
         elif after is not None and self._handover is None and self._frozen_long(now, after):
-            source.when_log_is_idle(self._go_alone)
+            source.marks.when_idle(self._go_alone)
         if source.mode is PRIM and not source.inflight:
-            source.carry_all_times()
+            source.times.carry_all()
             source.turn_end()
         if self._log.should_compact():
-            source.when_log_is_idle(self._compact)
+            source.marks.when_idle(self._compact)
         self._evict()
         if self._stopping:
             self._stop_step()
@@ -949,9 +950,9 @@ class SourceProcess:
                 self._activity.abort_eviction(selection)
                 return
             for record in self._activity.finish_eviction(selection):
-                source.stage(record)
+                source.marks.stage(record)
 
-        source.flush_everything(self._root_fd, flushed)
+        source.flushes.flush_everything(self._root_fd, flushed)
 
     # --- the end --------------------------------------------------------------------------------------------------
 
@@ -986,8 +987,8 @@ class SourceProcess:
                 return
             if not self._stop_flushed:
                 self._stop_flushed = True
-                source.carry_all_times()
-                source.flush_everything(self._root_fd, self._stopped)
+                source.times.carry_all()
+                source.flushes.flush_everything(self._root_fd, self._stopped)
                 source.turn_end()
             return
         if source.mode not in (FROZEN, STOPPED, REINTEGRATING) and source.has_local_writes and not late:
@@ -996,7 +997,7 @@ class SourceProcess:
 
     def _stopped(self, error: int) -> None:
         if not error and self.source.mode is PRIM:
-            self.source.when_log_is_idle(self._stopped_in_sync)
+            self.source.marks.when_idle(self._stopped_in_sync)
         else:
             self._end()
 

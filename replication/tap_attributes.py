@@ -14,7 +14,8 @@ from hotpair.replication.frames import Kind
 from hotpair.replication.limits import CACHE_VALID_S, NAME_BYTES, XATTR_BYTES
 from hotpair.replication.nodes import Node
 from hotpair.replication.objects_io import ACL_XATTRS, HIDDEN_XATTRS, proc_path
-from hotpair.replication.source import Operation, PartlyApplied, Source, attributes
+from hotpair.replication.operations import Operation, PartlyApplied, attributes
+from hotpair.replication.source import Source
 from hotpair.replication.tap_answers import Answers, Ask, name_in
 from hotpair.replication.tap_objects import KernelObjects, content, unless_orphan
 from hotpair.replication.tap_set_id import SET_ID, without_set_id

@@ -64,7 +64,7 @@ class Directories:
         number, flags, _ = abi.FSYNC_IN.unpack_from(body)
         handle = self._nodes.handles[number]
         done: Callable[[int], None] = lambda error: self._error(slot, error)  # noqa: E731
-        self._source.flush_directory(handle.node, handle.directory_fd, bool(flags & abi.FSYNC_FDATASYNC), done)
+        self._source.flushes.flush_directory(handle.node, handle.directory_fd, bool(flags & abi.FSYNC_FDATASYNC), done)
 
     def readdir(self, ask: Ask) -> None:
         self._list(ask, plus=False)

@@ -15,7 +15,8 @@ from hotpair.replication.fuse_io import Slot
 from hotpair.replication.limits import COLD_READS
 from hotpair.replication.nodes import Handle, Node
 from hotpair.replication.objects_io import proc_path
-from hotpair.replication.source import Operation, PartlyApplied, Source, attributes
+from hotpair.replication.operations import Operation, PartlyApplied, attributes
+from hotpair.replication.source import Source
 from hotpair.replication.tap_answers import Answers, Ask
 from hotpair.replication.tap_objects import KernelObjects, content, unless_orphan
 from hotpair.replication.tap_set_id import SetIdBits, without_set_id
@@ -73,7 +74,7 @@ class Files:
         node.opens -= 1
         source = self._source
         if node.touched and not node.orphan:
-            source.carry_times(node)
+            source.times.carry(node)
         self._error(slot, 0)
         if node.opens == 0:
             self._close_data(node)
@@ -82,7 +83,7 @@ class Files:
         """Close a file's descriptor, but not while what was written through it is unflushed: an error of the
         write-back would be reported to nobody."""
         if node.unflushed:
-            self._source.flush_before_close(node, self._close_data)
+            self._source.flushes.flush_before_close(node, self._close_data)
         elif node.opens == 0 and node.data_fd >= 0:
             self.closed(node)
             os.close(node.data_fd)
@@ -91,14 +92,14 @@ class Files:
     def flush(self, ask: Ask) -> None:
         node = self._nodes.handles[abi.FLUSH_IN.unpack_from(ask[5])[0]].node
         if node.touched:
-            self._source.carry_times(node)
+            self._source.times.carry(node)
         self._error(ask[0], 0)
 
     def fsync(self, ask: Ask) -> None:
         slot, _, _, _, _, body = ask
         number, flags, _ = abi.FSYNC_IN.unpack_from(body)
         node = self._nodes.handles[number].node
-        self._source.flush(node, bool(flags & abi.FSYNC_FDATASYNC), lambda error: self._error(slot, error))
+        self._source.flushes.flush(node, bool(flags & abi.FSYNC_FDATASYNC), lambda error: self._error(slot, error))
 
     def read(self, ask: Ask) -> None:
         slot, _, _, _, _, body = ask
@@ -143,7 +144,7 @@ class Files:
         def perform() -> list[Operation]:
             source.interrupt_chunks(node, offset, offset + length)
             node.unflushed += 1
-            source.touch(node)
+            source.times.touch(node)
             try:
                 linux_io.fallocate(node.data_fd, mode, offset, length)
             except OSError as error:  # a full disk may have extended the file before it said so

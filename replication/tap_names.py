@@ -17,7 +17,8 @@ from hotpair.replication.frames import Kind
 from hotpair.replication.limits import NAME_BYTES
 from hotpair.replication.nodes import Node
 from hotpair.replication.objects_io import PRIVATE_NAME, new_identity, open_path, proc_path, read_identity
-from hotpair.replication.source import Operation, Source
+from hotpair.replication.operations import Operation
+from hotpair.replication.source import Source
 from hotpair.replication.tap_answers import Answers, Ask, name_in
 from hotpair.replication.tap_files import Files
 from hotpair.replication.tap_objects import KernelObjects
@@ -72,11 +73,11 @@ class NameChanges:
             what = tree_io.describe(fd)
             node = self._node_for(fd, parent, name)
             made.append(node)
-            source.touch(parent)
-            source.touch(node)
+            source.times.touch(parent)
+            source.times.touch(node)
             return [
                 Operation((parent,), (Kind.MAKE, parent.identity, name, node.identity, *what[:5], list(what.xattrs))),
-                *source.made(node, parent),
+                *source.known.made(node, parent),
             ]
 
         def body() -> bytes:
@@ -123,7 +124,7 @@ class NameChanges:
             except FileExistsError:
                 if not slot.resent:
                     raise
-            self._source.touch(parent)
+            self._source.times.touch(parent)
             operation = Operation((node, parent), (Kind.LINK, node.identity, parent.identity, name))
             if node.parent is None:
                 node.parent, node.name = parent, name
@@ -158,7 +159,7 @@ class NameChanges:
             last = directory or links == 1
             known_by_it = node is not None and not last and _is_known_by(node, parent, name)
             if node is not None and known_by_it:
-                self._source.name_lost(node)
+                self._source.known.name_lost(node)
             self._remove_name(directory_fd, name, directory, node if last else None)
             if node is not None and known_by_it:
                 node.parent, node.name = None, b""
@@ -167,7 +168,7 @@ class NameChanges:
                 (parent, node) if directory and node is not None else (parent,),
                 (Kind.RMDIR if directory else Kind.UNLINK, parent.identity, name, identity, last),
             )
-            self._source.touch(parent)
+            self._source.times.touch(parent)
             if last:
                 self._source.after_sending(lambda: self._vanished(identity, node))
             return [operation]
@@ -176,7 +177,7 @@ class NameChanges:
 
     def _vanished(self, identity: bytes, node: Node | None) -> None:
         """The last name of an object is gone; the operation that says so has been sent, where it could be."""
-        self._source.removed(identity)
+        self._source.known.removed(identity)
         if node is not None:
             node.orphan = True
             node.declared = -1  # the target has dropped it
@@ -231,7 +232,7 @@ class NameChanges:
                 self._journal.intent(slot.unique & ~abi.UNIQUE_RESEND, moving, replaced.identity, exchange)
             known_by_it = replaced is not None and one_name_less and _is_known_by(replaced, new_parent, new)
             if replaced is not None and known_by_it:
-                self._source.name_lost(replaced)
+                self._source.known.name_lost(replaced)
             if vanishes and replaced is not None and not flags:
                 self._rename_over(old_fd, old, new_fd, new, replaced)
                 gone = replaced
@@ -247,8 +248,8 @@ class NameChanges:
             if exchange and replaced is not None:
                 replaced.parent, replaced.name = old_parent, old
                 self._journal.named(replaced)
-            self._source.touch(old_parent)
-            self._source.touch(new_parent)
+            self._source.times.touch(old_parent)
+            self._source.times.touch(new_parent)
             vanished = replaced.identity if replaced is not None and vanishes else b""
             fields = (Kind.RENAME, old_parent.identity, old, new_parent.identity, new, flags, vanished)
             # A directory that is replaced must be known to be empty there as well

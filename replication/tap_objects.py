@@ -18,7 +18,8 @@ from hotpair.replication.activity import ActivityLog
 from hotpair.replication.limits import CACHE_VALID_S
 from hotpair.replication.nodes import Node, NodeTable
 from hotpair.replication.objects_io import Descriptors, ensure_identity, proc_path
-from hotpair.replication.source import Operation, Source
+from hotpair.replication.operations import Operation
+from hotpair.replication.source import Source
 
 log = logging.getLogger("hotpair.replication")
 
@@ -147,7 +148,7 @@ class KernelObjects:
         node.lookups -= lookups
         self.journal.forgotten(nodeid, lookups)
         if node.lookups <= 0 and node is not self.root:
-            self._source.forget(node)
+            self._source.known.forget(node)
             self.nodes.drop(node)
             self.descriptors.drop(node)
             self._activity.release(node.identity)

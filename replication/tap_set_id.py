@@ -15,7 +15,8 @@ from hotpair.replication.dirty_log import Metadata
 from hotpair.replication.fuse_io import Slot
 from hotpair.replication.nodes import Node
 from hotpair.replication.objects_io import proc_path
-from hotpair.replication.source import Operation, Source, attributes
+from hotpair.replication.operations import Operation, attributes
+from hotpair.replication.source import Source
 from hotpair.replication.tap_answers import Answers
 from hotpair.replication.tap_objects import KernelObjects, content, unless_orphan
 

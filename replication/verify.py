@@ -25,7 +25,8 @@ from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import CHECKS_IN_FLIGHT, LISTING_BYTES, LOOKS, OBJECTS_PER_CHECK
 from hotpair.replication.nodes import Node, NodeTable
 from hotpair.replication.objects_io import open_path
-from hotpair.replication.source import Operation, Source
+from hotpair.replication.operations import Operation
+from hotpair.replication.source import Source
 from hotpair.replication.verify_content import Content
 from hotpair.replication.verify_report import Difference, Report
 

@@ -21,8 +21,9 @@ from hotpair.replication.dirty_log import Extents
 from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import CHUNK, CHUNK_RETRIES, CHUNKS_READ_AHEAD
+from hotpair.replication.operations import Operation
 from hotpair.replication.reintegration import Chunk, FileJob
-from hotpair.replication.source import Operation, Source
+from hotpair.replication.source import Source
 from hotpair.replication.verify_report import Difference, Report
 
 CONTENT = "content"

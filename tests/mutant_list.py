@@ -18,6 +18,7 @@ RECORD = "tests/test_record.py::"
 POSIX = "tests/test_posix_difference.py::"
 
 SOURCE, SOURCE_PROCESS = "replication/source.py", "replication/source_process.py"
+FLUSHES, COMMITS = "replication/source_flushes.py", "replication/source_marks.py"
 TARGET, TARGET_PROCESS = "replication/target.py", "replication/target_process.py"
 LISTING, REINTEGRATION = "replication/listing.py", "replication/reintegration.py"
 TAP, TAP_FILES, TAP_NAMES = "replication/tap_fuse.py", "replication/tap_files.py", "replication/tap_names.py"
@@ -67,8 +68,8 @@ ACKNOWLEDGEMENTS = (
         "What the target has acknowledged is answered although it is not applied here yet.",
         (
             SOURCE,
-            "        if self._local:\n            self.apply_local()\n        if self._staged",
-            "        if self._local and not self.inflight:\n            self.apply_local()\n        if self._staged",
+            "        if self._local:\n            self.apply_local()\n        if self.marks.staged",
+            "        if self._local and not self.inflight:\n            self.apply_local()\n        if self.marks.staged",
         ),
         tests=(CONTRACT + "test_write_is_answered_when_both_copies_have_it",),
     ),
@@ -155,8 +156,8 @@ MARKING = (
         "A write to a cold extent goes ahead while its mark is being made durable.",
         (
             SOURCE,
-            "            self._after_marks([mark], lambda: self.write(node, offset, size, slot))\n            return\n",
-            "            self._after_marks([mark], lambda: None)\n",
+            "            self.marks.after([mark], lambda: self.write(node, offset, size, slot))\n            return\n",
+            "            self.marks.after([mark], lambda: None)\n",
         ),
         tests=(CONTRACT + "test_marks_are_durable_before_anything_changes_anywhere",),
     ),
@@ -165,8 +166,8 @@ MARKING = (
         "Any other change goes ahead while its marks are being made durable.",
         (
             SOURCE,
-            "            self._after_marks(missing, lambda: self.change((), perform, done))\n            return\n",
-            "            self._after_marks(missing, lambda: None)\n",
+            "            self.marks.after(missing, lambda: self.change((), perform, done))\n            return\n",
+            "            self.marks.after(missing, lambda: None)\n",
         ),
         tests=(CONTRACT + "test_marks_are_durable_before_anything_changes_anywhere",),
     ),
@@ -174,9 +175,9 @@ MARKING = (
         "mark counts before its flush",
         "A mark counts as durable when it is written to the log and not flushed.",
         (
-            SOURCE,
-            "        self.flush_local(fd, FlushWait(None, self._marks_committed), True)",
-            "        self._marks_committed(0)",
+            COMMITS,
+            "        self._flushes.flush_local(fd, FlushWait(None, self._committed), True)",
+            "        self._committed(0)",
         ),
         tests=(CONTRACT + "test_marks_are_durable_before_anything_changes_anywhere",),
     ),
@@ -245,16 +246,16 @@ MARKING = (
     mutant(
         "marks leave before the flush",
         "The least recently used marks leave the log without any flush of the copies.",
-        (SOURCE_PROCESS, "        source.flush_everything(self._root_fd, flushed)", "        flushed(0)"),
+        (SOURCE_PROCESS, "        source.flushes.flush_everything(self._root_fd, flushed)", "        flushed(0)"),
         tests=(CONTRACT + "test_marks_leave_the_log_when_both_copies_have_flushed",),
     ),
     mutant(
         "marks leave before the peer has flushed",
         "Marks leave the log when the source alone has flushed.",
         (
-            SOURCE,
-            "            wait.remote = True\n            self._waits[self._enqueue(wait.asked, _nothing, None)] = wait\n        self.sync_file_system(",
-            "            self._enqueue(wait.asked, _nothing, None)\n        self.sync_file_system(",
+            FLUSHES,
+            "            wait.remote = True\n            self._waits[self._source.operation(wait.asked)] = wait\n        self.sync_file_system(",
+            "            self._source.operation(wait.asked)\n        self.sync_file_system(",
         ),
         tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
     ),
@@ -262,7 +263,7 @@ MARKING = (
         "marks leave before the source has flushed",
         "Marks leave the log when the target alone has flushed.",
         (
-            SOURCE,
+            FLUSHES,
             "        self.sync_file_system(root_fd, lambda error: self._local_done(wait, error))",
             "        self._local_done(wait, 0)",
         ),
@@ -307,24 +308,24 @@ FLUSHES = (
         "fsync without the target's flush",
         "fsync is answered when the source has flushed.",
         (
-            SOURCE,
-            "            self.carry_times(node)\n            wait.remote = True\n            self._waits[self._enqueue(wait.asked, _nothing, None)] = wait\n",
-            "            self.carry_times(node)\n            self._enqueue(wait.asked, _nothing, None)\n",
+            FLUSHES,
+            "            self._source.times.carry(node)\n            wait.remote = True\n            self._waits[self._source.operation(wait.asked)] = wait\n",
+            "            self._source.times.carry(node)\n            self._source.operation(wait.asked)\n",
         ),
         tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
     ),
     mutant(
         "fsync without the local flush",
         "fsync is answered when the target has flushed.",
-        (SOURCE, "        self.flush_local(node.data_fd, wait, data_only)", "        self._local_done(wait, 0)"),
+        (FLUSHES, "        self.flush_local(node.data_fd, wait, data_only)", "        self._local_done(wait, 0)"),
         tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
     ),
     mutant(
         "fsync of a directory on one side",
         "fsync of a directory is answered when the source has flushed.",
         (
-            SOURCE,
-            "        if self.sends(node):\n            wait.remote = True\n            self._waits[self._enqueue(wait.asked, _nothing, None)] = wait\n        self.flush_local(fd,",
+            FLUSHES,
+            "        if self._source.known.sends(node):\n            wait.remote = True\n            self._waits[self._source.operation(wait.asked)] = wait\n        self.flush_local(fd,",
             "        self.flush_local(fd,",
         ),
         tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
@@ -395,13 +396,13 @@ FLUSHES = (
     mutant(
         "failed flush is not sticky",
         "After a failed flush the source goes on acknowledging.",
-        (SOURCE, '            self.disk_failed(f"flushing: {os.strerror(error)}")\n', "            pass\n"),
+        (FLUSHES, '            self._source.disk_failed(f"flushing: {os.strerror(error)}")\n', "            pass\n"),
         tests=(CONTRACT + "test_failed_flush_of_the_source_is_sticky",),
     ),
     mutant(
         "failed flush is acknowledged",
         "fsync is answered with success although the local flush failed.",
-        (SOURCE, "        wait.error = wait.error or error\n", ""),
+        (FLUSHES, "        wait.error = wait.error or error\n", ""),
         tests=(CONTRACT + "test_failed_flush_of_the_source_is_sticky",),
     ),
     mutant(
@@ -426,8 +427,8 @@ FLUSHES = (
         "A file is closed before what was written through it is flushed; its error is reported to nobody.",
         (
             TAP_FILES,
-            "        if node.unflushed:\n            self._source.flush_before_close",
-            "        if False:\n            self._source.flush_before_close",
+            "        if node.unflushed:\n            self._source.flushes.flush_before_close",
+            "        if False:\n            self._source.flushes.flush_before_close",
         ),
         tests=(CONTRACT + "test_file_is_not_closed_while_it_is_unflushed",),
     ),
@@ -445,9 +446,9 @@ FLUSHES = (
         "lost answer to a flush",
         "After a resume the answer to a flush that was lost is waited for in vain, or taken for given.",
         (
-            SOURCE,
-            "                self._waits[self._enqueue(wait.asked, _nothing, None)] = wait\n        self.mode = PRIM",
-            "                wait.remote = False\n                self._flush_step(wait)\n        self.mode = PRIM",
+            FLUSHES,
+            "                self._waits[self._source.operation(wait.asked)] = wait\n",
+            "                wait.remote = False\n                self._flush_step(wait)\n",
         ),
         tests=(CONTRACT + "test_flush_is_asked_again_when_its_answer_was_lost",),
     ),
@@ -818,7 +819,7 @@ DECISIONS = (
         "The target is told to begin before the source's log names what it had.",
         (
             SOURCE_PROCESS,
-            "        self.source.commit_marks_now()\n        self._session = None",
+            "        self.source.marks.commit_now()\n        self._session = None",
             "        self.source.staged()\n        self._session = None",
         ),
         tests=(CONTRACT + "test_marks_of_the_target_are_durable_before_it_is_told_to_begin",),
@@ -846,7 +847,7 @@ DECISIONS = (
     mutant(
         "log does not follow the generation",
         "Going alone stores the record and not the log's generation.",
-        (SOURCE_PROCESS, "            self.source.stage(dirty_log.generation(alone.generation))\n", ""),
+        (SOURCE_PROCESS, "            self.source.marks.stage(dirty_log.generation(alone.generation))\n", ""),
         tests=(CONTRACT + "test_generation_is_durable_before_the_first_write_alone_is_answered",),
     ),
     mutant(
@@ -987,7 +988,7 @@ OBJECTS_AND_ERRORS = (
         "A write that failed on the source for lack of space stays on the target.",
         (
             SOURCE,
-            "        operations: list[Operation] = []\n        if self.sends(node):\n            try:",
+            "        operations: list[Operation] = []\n        if self.known.sends(node):\n            try:",
             "        operations: list[Operation] = []\n        if False:\n            try:",
         ),
         tests=(STREAM + "test_failed_write_is_taken_back_on_the_target_and_later_ones_are_not",),

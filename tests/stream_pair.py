@@ -30,9 +30,10 @@ from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import CHUNK, CHUNKS_IN_WORK, REQUEST_SLOTS
 from hotpair.replication.listing import Listing
+from hotpair.replication.modes import ALONE, FROZEN, PRIM, REINTEGRATING
 from hotpair.replication.objects_io import ensure_identity, write_identity
 from hotpair.replication.reintegration import Reintegration
-from hotpair.replication.source import ALONE, FROZEN, PRIM, REINTEGRATING, Source
+from hotpair.replication.source import Source
 from hotpair.replication.tap_fuse import FuseTap
 from hotpair.replication.target import Target
 from hotpair.replication.transport_io import Connection
@@ -220,7 +221,7 @@ class StreamPair:
         self.source = Source(self.log, self.activity, self._flusher, EXTENT, False, 1 << 42)
         self.disk_failures: list[str] = []
         self.source.on_disk_failure = self.disk_failures.append
-        self.source.sync_file_system = lambda _, done: done(0)
+        self.source.flushes.sync_file_system = lambda _, done: done(0)
         self.helper = StepHelper()
         theirs, self.kernel_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for end in (theirs, self.kernel_end):
@@ -231,8 +232,8 @@ class StreamPair:
             theirs.fileno(), self.source_root, self.source, self.activity, 1000, "direct", f"{self.base}/journal", False
         )
         self.tap.files.cold_read = lambda slot, node, offset, size: False
-        self.source.nodes = self.tap.nodes
-        self.source.path_fd = self.tap.objects.descriptors.get
+        self.source.known.nodes = self.tap.nodes
+        self.source.times.path_fd = self.tap.objects.descriptors.get
         self.target: Target
         self.start_target()
         self.to_target, self.to_source = Wire(), Wire()
@@ -367,7 +368,7 @@ class StreamPair:
             self._flush_all = self.source.operation((Kind.FLUSH_ALL,))
             return
         self.source.operation((Kind.EMPTY_TRASH,))
-        self.source.carry_all_times()
+        self.source.times.carry_all()
         reintegration.close()
         self.source.end_reintegration()
         self.source.message(Kind.OFFER_SYNC, b"")
@@ -440,7 +441,7 @@ class StreamPair:
                 self._flush_all = 0
                 self._try_to_finish()
             case Kind.FLUSHED:
-                self.source.flushed(fields[1])
+                self.source.flushes.flushed(fields[1])
             case Kind.WANTED:
                 reintegration.wanted(*fields[1:])
             case Kind.CHECKED:
@@ -475,7 +476,7 @@ class StreamPair:
         for _ in range(QUIET_AFTER):
             self.one_of_each()
             if not self._busy:
-                self.source.carry_all_times()
+                self.source.times.carry_all()
                 if not self._busy:
                     return
         raise AssertionError(f"not quiet: {self.source.mode}, {self.lost[-3:]}")

@@ -33,7 +33,7 @@ from hotpair.replication.dirty_log import TO_END_OF_FILE, Extents, Marks
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, PROTOCOL_VERSION
 from hotpair.replication.link_io import Delivery
-from hotpair.replication.source import ALONE, FROZEN, PRIM, STOPPED
+from hotpair.replication.modes import ALONE, FROZEN, PRIM, STOPPED
 from hotpair.replication.source_process import SourceProcess
 from tests.mirror_pair import MirrorPair
 from tests.programs import wait_for_end
@@ -377,7 +377,7 @@ def flush_all(vm: Vm) -> Request:
     def done(code: int) -> None:
         request.code = code
 
-    vm.pair.source.flush_everything(vm.pair.source_root, done)
+    vm.pair.source.flushes.flush_everything(vm.pair.source_root, done)
     return request
 
 
@@ -400,7 +400,7 @@ def test_flush_is_answered_when_both_copies_have_flushed(pair: Pair, name: str, 
     held: list[Callable[[], None]] = []
     (stream.flushes if slow == "source" else stream.target_flushes).held = True
     if slow == "source":
-        stream.source.sync_file_system = lambda _, done: held.append(lambda: done(0))
+        stream.source.flushes.sync_file_system = lambda _, done: held.append(lambda: done(0))
     else:
         target = stream.target
         target.on_flush_all = lambda sequence: held.append(lambda: target.say(Kind.FLUSHED, sequence))

@@ -11,7 +11,7 @@ import pytest
 from hotpair.replication import reintegration
 from hotpair.replication.frames import Kind
 from hotpair.replication.limits import CHUNK
-from hotpair.replication.source import ALONE, FROZEN, PRIM
+from hotpair.replication.modes import ALONE, FROZEN, PRIM
 from tests.stream_pair import EXTENT, StreamPair
 from tests.stream_vm import Pair, Request, Vm, fill, finish, settle, small_step, until_chunk_is_asked
 
@@ -245,7 +245,7 @@ def test_everything_is_flushed_after_a_resumption_too(pair: Pair) -> None:
     stream, _ = pair
     in_sync_with_files(pair)
     ended: list[int] = []
-    stream.source.flush_everything(stream.source_root, ended.append)
+    stream.source.flushes.flush_everything(stream.source_root, ended.append)
     stream.turn()
     stream.deliver()
     stream.cut()  # with the answer under way

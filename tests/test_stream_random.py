@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from hotpair.replication import linux_io
 from hotpair.replication.limits import CHUNK
-from hotpair.replication.source import ALONE, FROZEN, PRIM
+from hotpair.replication.modes import ALONE, FROZEN, PRIM
 from tests.stream_pair import StreamPair
 from tests.stream_vm import Inode, Request, Vm, fill, settle
 
