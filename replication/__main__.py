@@ -20,7 +20,8 @@ from hotpair.replication.control import ControlServer, source_commands, target_c
 from hotpair.replication.errors import BadConfiguration, MirrorError
 from hotpair.replication.fuse_io import is_mounted
 from hotpair.replication.limits import EXTENT_SIZE, EXTENT_SIZE_LARGEST, EXTENT_SIZE_SMALLEST, HOT_EXTENTS
-from hotpair.replication.source_process import SourceOptions, SourceProcess
+from hotpair.replication.source_process import SourceProcess
+from hotpair.replication.source_start import SourceOptions
 from hotpair.replication.target_process import TargetOptions, TargetProcess
 from hotpair.replication.transport_io import TlsFiles, parse_address
 

@@ -93,16 +93,17 @@ class ControlServer:
 
 def source_commands(process: SourceProcess) -> dict[str, Command]:
     """What a source can be asked."""
+    control, verdicts = process.control, process.verdicts
     return {
-        "status": lambda _: process.status(),
-        "go_alone": lambda _: process.ask(process.go_alone),
-        "stop": lambda _: process.abort(),
-        "retry": lambda _: process.ask(process.retry),
-        "shutdown": lambda _: process.ask(process.shut_down),
-        "verify_start": lambda arguments: process.ask(lambda: process.start_verify(bool(arguments.get("repair")))),
-        "verify_stop": lambda _: process.ask(lambda: process.end_verify("stopped")),
-        "handover": lambda _: process.ask(process.hand_over),
-        "set_ceiling": lambda arguments: process.ask(lambda: process.set_ceiling(int(arguments["bytes_per_second"]))),
+        "status": lambda _: control.status(),
+        "go_alone": lambda _: control.ask(verdicts.go_alone),
+        "stop": lambda _: control.abort(),
+        "retry": lambda _: control.ask(verdicts.retry),
+        "shutdown": lambda _: control.ask(verdicts.begin_stop),
+        "verify_start": lambda arguments: control.ask(lambda: verdicts.start_verify(bool(arguments.get("repair")))),
+        "verify_stop": lambda _: control.ask(lambda: verdicts.end_verify("stopped")),
+        "handover": lambda _: control.ask(verdicts.hand_over),
+        "set_ceiling": lambda arguments: control.ask(lambda: verdicts.set_ceiling(int(arguments["bytes_per_second"]))),
     }
 
 

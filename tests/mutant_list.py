@@ -19,6 +19,8 @@ POSIX = "tests/test_posix_difference.py::"
 
 SOURCE, SOURCE_PROCESS = "replication/source.py", "replication/source_process.py"
 FLUSHES, COMMITS = "replication/source_flushes.py", "replication/source_marks.py"
+OWN_COPY, SESSION = "replication/source_copy.py", "replication/source_session.py"
+VERDICTS = "replication/source_verdicts.py"
 TARGET, TARGET_PROCESS = "replication/target.py", "replication/target_process.py"
 LISTING, REINTEGRATION = "replication/listing.py", "replication/reintegration.py"
 TAP, TAP_FILES, TAP_NAMES = "replication/tap_fuse.py", "replication/tap_files.py", "replication/tap_names.py"
@@ -246,7 +248,7 @@ MARKING = (
     mutant(
         "marks leave before the flush",
         "The least recently used marks leave the log without any flush of the copies.",
-        (SOURCE_PROCESS, "        source.flushes.flush_everything(self._root_fd, flushed)", "        flushed(0)"),
+        (SOURCE_PROCESS, "        source.flushes.flush_everything(self._copy.root_fd, flushed)", "        flushed(0)"),
         tests=(CONTRACT + "test_marks_leave_the_log_when_both_copies_have_flushed",),
     ),
     mutant(
@@ -602,13 +604,13 @@ DECISIONS = (
     mutant(
         "newer data is overwritten",
         "The source reintegrates a target whose copy descends from its own.",
-        (SOURCE_PROCESS, "        if meeting.source is not Side.ME:\n", "        if meeting.source is Side.NOBODY:\n"),
+        (SESSION, "        if meeting.source is not Side.ME:\n", "        if meeting.source is Side.NOBODY:\n"),
         tests=(CONTRACT + "test_source_does_not_overwrite_what_may_be_newer",),
     ),
     mutant(
         "unrelated data is overwritten",
         "The source reintegrates a target whose copy has nothing to do with its own.",
-        (SOURCE_PROCESS, "        if meeting.source is not Side.ME:\n", "        if meeting.source is Side.PEER:\n"),
+        (SESSION, "        if meeting.source is not Side.ME:\n", "        if meeting.source is Side.PEER:\n"),
         tests=(CONTRACT + "test_source_does_not_overwrite_what_may_be_newer",),
     ),
     mutant(
@@ -624,13 +626,13 @@ DECISIONS = (
     mutant(
         "inconsistent copy is a source",
         "A source starts from a copy whose reintegration was interrupted.",
-        (SOURCE_PROCESS, "record is not None and record.inconsistent:\n            raise", "False:\n            raise"),
+        (OWN_COPY, "record is not None and record.inconsistent:\n            raise", "False:\n            raise"),
         tests=(CONTRACT + "test_source_does_not_start_from_a_copy_that_is_not_current",),
     ),
     mutant(
         "outdated copy is a source",
         "A source starts from a copy that is known to be outdated.",
-        (SOURCE_PROCESS, "record is not None and record.outdated:\n            raise", "False:\n            raise"),
+        (OWN_COPY, "record is not None and record.outdated:\n            raise", "False:\n            raise"),
         tests=(CONTRACT + "test_source_does_not_start_from_a_copy_that_is_not_current",),
     ),
     mutant(
@@ -738,7 +740,7 @@ DECISIONS = (
     mutant(
         "sync is offered before the target has flushed",
         "In sync is recorded on both servers while the content is in the target's page cache.",
-        (SOURCE_PROCESS, "        if not reintegration.flushed:\n", "        if False:\n"),
+        (SESSION, "        if not reintegration.flushed:\n", "        if False:\n"),
         tests=(CONTRACT + "test_source_offers_sync_when_the_target_has_flushed",),
     ),
     mutant(
@@ -755,9 +757,9 @@ DECISIONS = (
         "offer of sync is not stored",
         "The source offers sync before its record says so.",
         (
-            SOURCE_PROCESS,
-            "        self._store(records.offer_sync_as_source(self.record))",
-            "        self.record = records.offer_sync_as_source(self.record)",
+            SESSION,
+            "        self._copy.store(records.offer_sync_as_source(self._copy.record))",
+            "        self._copy.record = records.offer_sync_as_source(self._copy.record)",
         ),
         tests=(CONTRACT + "test_source_takes_each_step_when_the_one_before_is_durable",),
     ),
@@ -765,9 +767,9 @@ DECISIONS = (
         "copying begins before the target is inconsistent",
         "The source sends what changes the target's copy before the target has recorded that it is inconsistent.",
         (
-            SOURCE_PROCESS,
-            "        self.source.message(Kind.BEGIN_REINTEGRATION, self.record.generation, full)",
-            "        self.source.message(Kind.BEGIN_REINTEGRATION, self.record.generation, full)\n        self._start_reintegration(connection)",
+            SESSION,
+            "        self._source.message(Kind.BEGIN_REINTEGRATION, self._copy.record.generation, full)",
+            "        self._source.message(Kind.BEGIN_REINTEGRATION, self._copy.record.generation, full)\n        self._start_reintegration(connection)",
         ),
         tests=(CONTRACT + "test_source_takes_each_step_when_the_one_before_is_durable",),
     ),
@@ -775,8 +777,8 @@ DECISIONS = (
         "everything flag is ignored",
         "After the loss of the log only what a new, empty one names is compared.",
         (
-            SOURCE_PROCESS,
-            "full = meeting.copying is Copying.FULL or self._log.is_everything or bool(unknown)",
+            SESSION,
+            "full = meeting.copying is Copying.FULL or self._copy.log.is_everything or bool(unknown)",
             "full = meeting.copying is Copying.FULL or bool(unknown)",
         ),
         tests=(CONTRACT + "test_everything_is_compared_when_the_log_was_lost",),
@@ -785,9 +787,9 @@ DECISIONS = (
         "everything flag is cleared too early",
         "The everything flag goes when sync is offered and not when it is taken.",
         (
-            SOURCE_PROCESS,
-            "        self.source.message(Kind.OFFER_SYNC, records.encode(self.record))",
-            "        self.source.message(Kind.OFFER_SYNC, records.encode(self.record))\n        self._compact(clear_everything=True)",
+            SESSION,
+            "        self._source.message(Kind.OFFER_SYNC, records.encode(self._copy.record))",
+            "        self._source.message(Kind.OFFER_SYNC, records.encode(self._copy.record))\n        self._copy.compact(clear_everything=True)",
         ),
         tests=(CONTRACT + "test_source_takes_each_step_when_the_one_before_is_durable",),
     ),
@@ -795,9 +797,9 @@ DECISIONS = (
         "marks of the target are not merged",
         "What the target has written by itself stays on it after the reintegration.",
         (
-            SOURCE_PROCESS,
-            'self._activity.union(decode_marks(welcome["marks"] or []))',
-            "self._activity.union(decode_marks([]))",
+            SESSION,
+            'self._copy.activity.union(decode_marks(welcome["marks"] or []))',
+            "self._copy.activity.union(decode_marks([]))",
         ),
         tests=(
             CONTRACT + "test_source_takes_each_step_when_the_one_before_is_durable",
@@ -818,9 +820,9 @@ DECISIONS = (
         "marks of the target are not durable when it drops its log",
         "The target is told to begin before the source's log names what it had.",
         (
-            SOURCE_PROCESS,
-            "        self.source.marks.commit_now()\n        self._session = None",
-            "        self.source.staged()\n        self._session = None",
+            SESSION,
+            "        self._source.marks.commit_now()\n        self._identity = None",
+            "        self._identity = None",
         ),
         tests=(CONTRACT + "test_marks_of_the_target_are_durable_before_it_is_told_to_begin",),
     ),
@@ -828,9 +830,9 @@ DECISIONS = (
         "writes alone before the generation is stored",
         "The first write alone is answered before the new generation is durable.",
         (
-            SOURCE_PROCESS,
-            "        self._go_solo()\n        self.source.go_alone()\n",
-            "        self.source.go_alone()\n        self._go_solo()\n",
+            VERDICTS,
+            "        self._copy.go_solo(self._source.marks)\n        self._source.go_alone()\n",
+            "        self._source.go_alone()\n        self._copy.go_solo(self._source.marks)\n",
         ),
         tests=(CONTRACT + "test_write_is_not_answered_when_the_new_generation_cannot_be_stored",),
     ),
@@ -838,16 +840,16 @@ DECISIONS = (
         "no new generation alone",
         "Going alone does not begin a generation of its own.",
         (
-            SOURCE_PROCESS,
-            "        self._go_solo()\n        self.source.go_alone()\n",
-            "        self.source.go_alone()\n",
+            VERDICTS,
+            "        self._copy.go_solo(self._source.marks)\n        self._source.go_alone()\n",
+            "        self._source.go_alone()\n",
         ),
         tests=(CONTRACT + "test_generation_is_durable_before_the_first_write_alone_is_answered",),
     ),
     mutant(
         "log does not follow the generation",
         "Going alone stores the record and not the log's generation.",
-        (SOURCE_PROCESS, "            self.source.marks.stage(dirty_log.generation(alone.generation))\n", ""),
+        (OWN_COPY, "            marks.stage(dirty_log.generation(alone.generation))\n", ""),
         tests=(CONTRACT + "test_generation_is_durable_before_the_first_write_alone_is_answered",),
     ),
     mutant(

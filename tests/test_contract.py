@@ -34,7 +34,9 @@ from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, PROTOCOL_VERSION
 from hotpair.replication.link_io import Delivery
 from hotpair.replication.modes import ALONE, FROZEN, PRIM, STOPPED
+from hotpair.replication.source_copy import OwnCopy
 from hotpair.replication.source_process import SourceProcess
+from hotpair.replication.source_session import Session
 from tests.mirror_pair import MirrorPair
 from tests.programs import wait_for_end
 from tests.stream_pair import EXTENT, QuietFiles, StepFlushes, StreamPair
@@ -323,11 +325,12 @@ def test_marks_of_the_target_are_durable_before_it_is_told_to_begin(pair: Pair) 
 
     stream.log._files = Witness()
     stream.source.message = lambda *fields: events.append(fields[0])  # type: ignore[method-assign]
-    process = SourceProcess.__new__(SourceProcess)
-    process.source, process._activity, process._log = stream.source, stream.activity, stream.log
-    process._connection = None
-    process.record = Record(generation=GENERATION, last_role="PRIM", boot="", configuration=b"", root=stream.identity)
-    process._begin(None, {"marks": [[b"m" * 16, [3, 5], True, False]]}, False)
+    copy = OwnCopy.__new__(OwnCopy)
+    copy.activity, copy.log = stream.activity, stream.log
+    copy.record = Record(generation=GENERATION, last_role="PRIM", boot="", configuration=b"", root=stream.identity)
+    session = Session.__new__(Session)
+    session._source, session._copy, session.connection = stream.source, copy, None
+    session._begin(None, {"marks": [[b"m" * 16, [3, 5], True, False]]}, False)
     assert events == ["log.commit.flush", Kind.BEGIN_REINTEGRATION]
     assert dirty_log.recover(read(f"{stream.base}/log")).marks.covers(b"m" * 16, 3, 5)
 

@@ -1,0 +1,205 @@
+"""What a source process is told from outside, and carries out: verdicts, handover, verify, retry, shut down.
+
+It makes no verdict itself but the one by time that ``--alone-after`` asks for.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from hotpair.cluster import record as records
+from hotpair.cluster.record import Record
+from hotpair.replication import dirty_log
+from hotpair.replication.errors import MirrorError, ProtocolError
+from hotpair.replication.frames import Kind
+from hotpair.replication.handover import Handover
+from hotpair.replication.helper_io import Helper
+from hotpair.replication.modes import FROZEN, PRIM
+from hotpair.replication.source import Source
+from hotpair.replication.source_copy import OwnCopy
+from hotpair.replication.source_session import Session
+from hotpair.replication.source_standing import Standing
+from hotpair.replication.source_stop import CleanStop
+from hotpair.replication.tap_fuse import FuseTap
+from hotpair.replication.verify import Verification
+
+
+class Verdicts:
+    """All are given to the loop's thread. MirrorError says why one makes no sense now."""
+
+    def __init__(
+        self,
+        alone_after_s: float | None,
+        own_copy: OwnCopy,
+        source: Source,
+        tap: FuseTap,
+        helper: Helper,
+        session: Session,
+        clean_stop: CleanStop,
+        standing: Standing,
+    ) -> None:
+        """``alone_after_s``: a source that has been frozen for so long goes on alone; None: it waits for a verdict."""
+        self._alone_after_s = alone_after_s
+        self._copy = own_copy
+        self._source = source
+        self._tap = tap
+        self._helper = helper
+        self._session = session
+        self._clean_stop = clean_stop
+        self._standing = standing
+        self._frozen_since = time.monotonic()
+        self.handover: Handover | None = None
+        self.verification: Verification | None = None  # the last one, running or ended
+        self.ceiling = 0  # bytes per second of reintegration and verify, 0: none
+
+    # --- alone, or not at all -----------------------------------------------------------------------------------------
+
+    def go_alone(self) -> None:
+        """The verdict `go alone`. Raises MirrorError when it makes no sense now."""
+        if self._source.mode is not FROZEN:
+            raise MirrorError(f"the mirror is {self._source.mode.value}, not FROZEN: nothing waits for a verdict")
+        if self.handover is not None and self._session.connection is not None:
+            raise MirrorError("the peer has been asked to take over and may do so now: wait for its answer")
+        self._source.marks.when_idle(self.alone_now)
+
+    def alone_now(self) -> None:
+        """Go on alone, if it is still frozen. The dirty log is idle."""
+        if self._source.mode is not FROZEN:
+            return
+        self.end_handover()
+        self._session.give_up_session()
+        self._copy.activity.freeze()
+        self._copy.go_solo(self._source.marks)
+        self._source.go_alone()
+        self._standing.state_changed(FROZEN)
+        self._standing.now_ready()
+
+    def tick(self, now: float) -> None:
+        """The verdict by time."""
+        source = self._source
+        # Counted from when it froze, with or without a connection: a target that accepts and does not answer is none
+        after = self._alone_after_s
+        if source.mode is not FROZEN:
+            self._frozen_since = now
+        elif after is not None and self.handover is None and self._frozen_long(now, after):
+            source.marks.when_idle(self.alone_now)
+
+    def _frozen_long(self, now: float, after_s: float) -> bool:
+        return now - self._frozen_since >= after_s and not self._session.greeting(now)
+
+    def stop(self) -> None:
+        """The verdict `stop`: all held requests fail, then the process ends."""
+        self._source.stop()
+        self.begin_stop()
+
+    def begin_stop(self) -> None:
+        """End cleanly, as on SIGTERM."""
+        self.end_verify("stopped: the mirror ends")
+        if self.handover is not None and not self.handover.asked:
+            self.end_handover()
+        self._clean_stop.begin(time.monotonic())
+
+    def retry(self) -> None:
+        """The operator has put right what made the target fail."""
+        self._session.retry()
+
+    # --- verify, and how fast both copies are read --------------------------------------------------------------------
+
+    def set_ceiling(self, bytes_per_second: int) -> None:
+        """Limit reintegration's rate; 0: no limit."""
+        self.ceiling = max(0, bytes_per_second)
+        if self._source.reintegration is not None:
+            self._source.reintegration.ceiling = self.ceiling
+        if self.verification is not None:
+            self.verification.content.ceiling = self.ceiling
+
+    def start_verify(self, repair: bool) -> None:
+        """Compare both copies while the VM runs. Raises MirrorError when it makes no sense now."""
+        if self._source.mode is not PRIM or not self._standing.in_sync or self._standing.stopping:
+            raise MirrorError(f"the mirror is {self._source.mode.value}: only copies in sync are compared")
+        if self.handover is not None:
+            raise MirrorError("the peer is being asked to take over")
+        if self._source.verification is not None:
+            raise MirrorError("a comparison is under way: wait for it, or stop it")
+        self.verification = self._source.verification = Verification(
+            self._source, self._tap.nodes, self._copy.root_fd, self._tap.root, self._helper, repair, self._verified
+        )
+        self.verification.content.ceiling = self.ceiling
+
+    def end_verify(self, result: str) -> None:
+        """End a comparison, if one is under way."""
+        if self._source.verification is not None:
+            self._source.verification.end(result)
+
+    def _verified(self, result: str) -> None:
+        self._source.verification = None
+        self._standing.say(f"verify: {result}")
+
+    # --- handing over -------------------------------------------------------------------------------------------------
+
+    def hand_over(self) -> None:
+        """Have the peer take over; the VM has been stopped. Raises MirrorError when that cannot be."""
+        if self._source.mode is not PRIM or not self._standing.in_sync or self._standing.stopping:
+            raise MirrorError(f"the mirror is {self._source.mode.value}: only a pair in sync can change its roles")
+        if self.handover is not None:
+            raise MirrorError("the handover is under way")
+        self.end_verify("stopped: the module is handed over")
+        self.handover = Handover(self._source, self._copy.root_fd, self._ask_to_take_over, self.not_handed_over)
+        self.handover.begin(time.monotonic())
+
+    def _ask_to_take_over(self) -> None:
+        self._standing.state_changed(PRIM)
+        self._source.message(Kind.HANDOVER, records.encode(self._copy.record))
+        self._source.send()
+
+    def not_handed_over(self, reason: str) -> None:
+        """It is certain that the peer has not taken over: go on as before."""
+        self.end_handover()
+        self._standing.reason = f"not handed over: {reason}"
+        self._standing.say(self._standing.reason)
+        if self._source.mode is FROZEN and self._session.connection is not None:
+            self._source.unfreeze()
+            self._standing.state_changed(FROZEN)
+
+    def end_handover(self) -> None:
+        """Whatever was asked, the answer does not matter any more."""
+        if self.handover is not None:
+            self.handover.ended = True
+            self.handover = None
+
+    def handover_interrupted(self, reason: str) -> None:
+        """The link was lost."""
+        handover = self.handover
+        if handover is None or self._standing.stopping:
+            return
+        if handover.asked:
+            self._standing.reason = (
+                f"the outcome of the handover is unknown ({reason}): start the other server's mirror, or let "
+                "arbitration decide"
+            )
+            self._standing.say(self._standing.reason)
+        else:
+            self.not_handed_over(reason)
+
+    def handed_over(self, encoded: bytes) -> None:
+        """The peer says that it has taken over; its record must say so too. Raises ProtocolError."""
+        try:
+            theirs = records.decode(encoded)
+        except (records.RecordDamaged, records.RecordVersion) as error:
+            raise ProtocolError(f"the peer's record: {error}") from error
+        mine = self._copy.record
+        if theirs.generation != mine.generation or theirs.last_role != "PRIM" or theirs.term <= mine.term:
+            raise ProtocolError("the peer says that it has taken over, and its record does not say so")
+        self._source.marks.when_idle(lambda: self._finish_handover(theirs))
+
+    def _finish_handover(self, theirs: Record) -> None:
+        """The peer has taken over, durably. Both copies are on disk and equal: no mark is needed any more."""
+        if self.handover is None:
+            return  # another verdict came before the log was idle
+        self._copy.log.compact(dirty_log.Marks())
+        self._copy.store(replace(records.hand_over(self._copy.record, theirs), log_counter=self._copy.log.counter))
+        self._clean_stop.last_word = "handed over"
+        self._source.stop()
+        self.begin_stop()
+        self._session.link_lost("handed over")
