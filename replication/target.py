@@ -1,13 +1,13 @@
 """The target's core: applies the source's operations to its copy, in their order, and says how far it is.
 
-It decides nothing. It stops at the first operation that fails, and applies nothing after it.
+It decides nothing. It stops at the first operation that fails, and applies nothing after it. What each operation does
+stands in target_operations; here are the stream, the writes, which are most of it, and the objects that it names.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import hashlib
 import logging
 import os
 import stat
@@ -16,8 +16,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from hotpair.replication import frames, linux_io, tree_io
-from hotpair.replication.comparison import Comparison
+from hotpair.replication import frames, linux_io
 from hotpair.replication.errors import ProtocolError, TargetFailed
 from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import LENGTH, Kind
@@ -27,12 +26,10 @@ from hotpair.replication.objects_io import (
     Descriptors,
     Object,
     check_name,
-    open_path,
     proc_path,
-    read_identity,
 )
+from hotpair.replication.target_operations import Operations
 from hotpair.replication.transport_io import Connection
-from hotpair.replication.tree_io import Description
 from hotpair.replication.write_back_io import LARGE_WRITE, PIECE, WriteBack, write_all
 from hotpair.replication.write_back_io import STEP as WRITE_BACK_STEP
 
@@ -41,7 +38,6 @@ log = logging.getLogger("hotpair.replication")
 LARGEST_FRAME: Final = LENGTH.size + MAX_MESSAGE + MAX_PAYLOAD
 OPEN_FILES: Final = 2048  # files held open for writing; the least recently used is flushed and closed
 MAX_OFFSET: Final = (1 << 63) - 1
-READ_AHEAD: Final = 1 << 20  # bytes behind a comparison: a cold read would hold up the writes that wait behind it
 
 # What a field of another type or range than the protocol's raises, in Python, struct and ctypes
 MALFORMED: Final = (
@@ -105,31 +101,8 @@ class Target:
         self._end = 0
         self._missing = RECEIVE_BUFFER
         self._open: OrderedDict[Replica, None] = OrderedDict()
-        self._serial = 0  # of the session: an answer to an old one's flush is no answer to the new one
-        comparison = Comparison(self)
-        self._apply: dict[int, Callable[[list[Any]], None]] = {
-            Kind.TRUNCATE: self._truncate,
-            Kind.FALLOCATE: self._fallocate,
-            Kind.MAKE: self._make,
-            Kind.LINK: self._link,
-            Kind.UNLINK: self._unlink,
-            Kind.RMDIR: self._unlink,
-            Kind.RENAME: self._rename,
-            Kind.ATTRIBUTES: self._attributes,
-            Kind.SET_XATTR: self._set_xattr,
-            Kind.REMOVE_XATTR: self._remove_xattr,
-            Kind.FLUSH: self._flush,
-            Kind.DECLARE: self._declare,
-            Kind.FORGET: self._forget,
-            Kind.LISTING: self._listing,
-            Kind.ZERO: self._zero,
-            Kind.CHECK: self._check,
-            Kind.FLUSH_ALL: self._flush_all,
-            Kind.EMPTY_TRASH: self._empty_trash,
-            Kind.DESCRIBE: self._describe,
-            Kind.CHECK_OBJECTS: comparison.objects,
-            Kind.CHECK_NAMES: comparison.names,
-        }
+        self.serial = 0  # of the session: an answer to an old one's flush is no answer to the new one
+        self._apply = Operations(self).apply
 
     # --- the stream -----------------------------------------------------------------------------------------------
 
@@ -138,7 +111,7 @@ class Target:
         self.detach()
         self.connection = connection
         if fresh:
-            self._serial += 1
+            self.serial += 1
             self.applied = 0
             self._forget_all()
         self._acknowledged = self.applied
@@ -280,6 +253,7 @@ class Target:
     # --- objects --------------------------------------------------------------------------------------------------
 
     def known(self, identity: object) -> Replica:
+        """The object, which the source must have declared. Raises ProtocolError."""
         item = self.objects.get(identity) if type(identity) is bytes else None
         if item is None:
             raise ProtocolError(f"the peer named an object that it has not declared: {identity!r}")
@@ -309,12 +283,13 @@ class Target:
     def _writable(self, sequence: int, identity: object) -> Replica:
         item = self.known(identity)
         try:
-            self._open_data(item)
+            self.open_data(item)
         except OSError as error:
             self._fail(sequence, error)
         return item
 
-    def _open_data(self, item: Replica) -> int:
+    def open_data(self, item: Replica) -> int:
+        """The one descriptor through which a file is written and flushed. Raises OSError."""
         if item.data_fd < 0:
             if item.kind != stat.S_IFREG:
                 raise OSError(errno.EINVAL, "not a regular file")
@@ -366,174 +341,7 @@ class Target:
                 self.drop(item)
 
     def drop(self, item: Replica) -> None:
+        """Hold an object no longer."""
         self.objects.pop(item.identity, None)
         self.descriptors.drop(item)
         self._close_data(item)
-
-    # --- operations -----------------------------------------------------------------------------------------------
-
-    def _declare(self, fields: list[Any]) -> None:
-        _, _, identity, directory, name = fields
-        if identity in self.objects:
-            return
-        self.register(self._open_named(self.known(directory), name, identity), identity)
-
-    def _open_named(self, parent: Replica, name: object, identity: bytes) -> int:
-        """An O_PATH descriptor of what has this name, if it is that object. Raises OSError."""
-        fd = open_path(self._fd(parent), self.name_in(parent, name))
-        try:
-            if read_identity(fd) != identity:
-                raise OSError(errno.ESTALE, f"{name!r} is another object here than on the source")
-        except OSError:
-            os.close(fd)
-            raise
-        return fd
-
-    def _forget(self, fields: list[Any]) -> None:
-        """Close an object; one that is not held (verify asked for it, and it was missing here) is no error."""
-        item = self.objects.get(_identity(fields[2]))
-        if item is not None and item is not self.root:
-            self.drop(item)
-
-    def _truncate(self, fields: list[Any]) -> None:
-        item = self.known(fields[2])
-        os.ftruncate(self._open_data(item), fields[3])
-        item.unflushed += 1
-
-    def _fallocate(self, fields: list[Any]) -> None:
-        _, _, identity, mode, offset, length = fields
-        item = self.known(identity)
-        linux_io.fallocate(self._open_data(item), mode, offset, length)
-        item.unflushed += 1
-
-    def _zero(self, fields: list[Any]) -> None:
-        """Zeros without payload: a hole, within the size that the file has."""
-        _, _, identity, offset, length = fields
-        item = self.known(identity)
-        fd = self._open_data(item)
-        mode = linux_io.FALLOC_FL_PUNCH_HOLE | linux_io.FALLOC_FL_KEEP_SIZE
-        linux_io.fallocate(fd, mode, offset, length)
-        if os.fstat(fd).st_size < offset + length:
-            os.ftruncate(fd, offset + length)
-        item.unflushed += 1
-
-    def _make(self, fields: list[Any]) -> None:
-        _, _, directory, name, identity, mode, uid, gid, device, link, xattrs = fields
-        what = Description(mode, uid, gid, device, link, [(key, value) for key, value in xattrs])
-        parent = self.known(directory)
-        fd = tree_io.make(self._fd(parent), self.name_in(parent, name), _identity(identity), what)
-        self.register(fd, identity)
-
-    def _link(self, fields: list[Any]) -> None:
-        _, _, identity, directory, name = fields
-        parent = self.known(directory)
-        linux_io.linkat_empty(self._fd(self.known(identity)), self._fd(parent), self.name_in(parent, name))
-
-    def _unlink(self, fields: list[Any]) -> None:
-        kind, _, directory, name, identity, last = fields
-        parent = self.known(directory)
-        os.close(self._open_named(parent, name, identity))
-        directory_fd = self._fd(parent)
-        if kind == Kind.RMDIR:
-            os.rmdir(name, dir_fd=directory_fd)
-        else:
-            os.unlink(name, dir_fd=directory_fd)
-        if last:
-            self._vanish(identity)
-
-    def _vanish(self, identity: bytes) -> None:
-        """The object's last name is gone on the source: nothing can reach it after a take-over."""
-        item = self.objects.get(identity)
-        if item is not None:
-            item.unflushed = 0
-            self.drop(item)
-
-    def _rename(self, fields: list[Any]) -> None:
-        _, _, directory, name, new_directory, new_name, flags, vanished = fields
-        old, new = self.known(directory), self.known(new_directory)
-        old_name, new_name = self.name_in(old, name), self.name_in(new, new_name)
-        linux_io.renameat2(self._fd(old), old_name, self._fd(new), new_name, flags)
-        if vanished:
-            self._vanish(vanished)
-
-    def _attributes(self, fields: list[Any]) -> None:
-        _, _, identity, mode, uid, gid, mtime_ns = fields
-        fd = self._fd(self.known(identity))
-        if uid is not None or gid is not None:
-            linux_io.fchownat_empty(fd, -1 if uid is None else uid, -1 if gid is None else gid)
-        if mode is not None and stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFLNK:
-            os.chmod(proc_path(fd), mode)
-        if mtime_ns is not None:
-            linux_io.utimens_empty(fd, linux_io.UTIME_OMIT, mtime_ns)
-
-    def _set_xattr(self, fields: list[Any]) -> None:
-        _, _, identity, name, value = fields
-        os.setxattr(proc_path(self._fd(self.known(identity))), name, value)
-
-    def _remove_xattr(self, fields: list[Any]) -> None:
-        _, _, identity, name = fields
-        tree_io.remove_xattr(self._fd(self.known(identity)), name)
-
-    def _flush(self, fields: list[Any]) -> None:
-        _, sequence, identity, data_only = fields
-        item = self.known(identity)
-
-        serial = self._serial
-
-        def flushed(error: int) -> None:
-            if serial != self._serial:
-                return
-            if error:
-                self.failed = f"flushing: {os.strerror(error)}"
-                self.on_failure(sequence, OSError(error, os.strerror(error)))
-            else:
-                self.say(Kind.FLUSHED, sequence)
-
-        if item.kind == stat.S_IFDIR:
-            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd(item))
-
-            def close_then_say(error: int) -> None:
-                os.close(fd)
-                flushed(error)
-
-            self.flush(fd, data_only, close_then_say)
-        else:
-            item.unflushed = 0
-            self.flush(self._open_data(item), data_only, flushed)
-
-    def _flush_all(self, fields: list[Any]) -> None:
-        self.on_flush_all(fields[1])
-
-    def _check(self, fields: list[Any]) -> None:
-        _, sequence, identity, offset, length, digest = fields
-        if not 0 < length <= MAX_PAYLOAD:
-            raise ProtocolError(f"the peer asked for a comparison of {length} bytes")
-        item = self.objects.get(identity)
-        if item is None:
-            self.say(Kind.CHECKED, sequence, None)
-            return
-        try:
-            fd = self._open_data(item)
-            data = os.pread(fd, length, offset)
-            os.posix_fadvise(fd, offset + length, READ_AHEAD, os.POSIX_FADV_WILLNEED)  # the next ones come soon
-        except OSError as error:  # nothing was to be changed, so nothing has failed: what cannot be read is different
-            log.warning("comparing %d bytes at %d: %s", length, offset, error.strerror)
-            data = b""
-        self.say(Kind.CHECKED, sequence, hashlib.blake2b(data, digest_size=32).digest() == digest)
-
-    def _describe(self, fields: list[Any]) -> None:
-        _, _, identity, (mode, uid, gid, device, link, xattrs) = fields
-        what = Description(mode, uid, gid, device, link, [(key, value) for key, value in xattrs])
-        tree_io.set_description(self._fd(self.known(identity)), what)
-
-    def _listing(self, fields: list[Any]) -> None:
-        self.listing.apply(fields)
-
-    def _empty_trash(self, fields: list[Any]) -> None:
-        self.listing.empty_trash()
-
-
-def _identity(identity: object) -> bytes:
-    if type(identity) is not bytes or len(identity) != 16:
-        raise OSError(errno.EINVAL, "not an identity")
-    return identity

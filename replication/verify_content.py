@@ -17,12 +17,12 @@ from functools import lru_cache
 from typing import Any
 
 from hotpair.replication import comparison, helper, linux_io
+from hotpair.replication.chunks import Chunk, FileJob
 from hotpair.replication.dirty_log import Extents
 from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import CHUNK, CHUNK_RETRIES, CHUNKS_READ_AHEAD
 from hotpair.replication.operations import Operation
-from hotpair.replication.reintegration import Chunk, FileJob
 from hotpair.replication.source import Source
 from hotpair.replication.verify_report import Difference, Report
 

@@ -22,6 +22,7 @@ FLUSHES, COMMITS = "replication/source_flushes.py", "replication/source_marks.py
 OWN_COPY, SESSION = "replication/source_copy.py", "replication/source_session.py"
 VERDICTS = "replication/source_verdicts.py"
 TARGET, TARGET_PROCESS = "replication/target.py", "replication/target_process.py"
+OPERATIONS = "replication/target_operations.py"
 LISTING, REINTEGRATION = "replication/listing.py", "replication/reintegration.py"
 TAP, TAP_FILES, TAP_NAMES = "replication/tap_fuse.py", "replication/tap_files.py", "replication/tap_names.py"
 TAP_DIRECTORIES, TAP_ATTRIBUTES = "replication/tap_directories.py", "replication/tap_attributes.py"
@@ -345,7 +346,11 @@ FLUSHES = (
     mutant(
         "target skips the flush of a file",
         "The target says flushed without flushing.",
-        (TARGET, "            self.flush(self._open_data(item), data_only, flushed)", "            flushed(0)"),
+        (
+            OPERATIONS,
+            "            self._target.flush(self._target.open_data(item), data_only, flushed)",
+            "            flushed(0)",
+        ),
         tests=(
             CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",
             CONTRACT + "test_targets_flush_reaches_the_disk",
@@ -354,7 +359,7 @@ FLUSHES = (
     mutant(
         "target skips the flush of a directory",
         "The target says flushed without flushing the directory.",
-        (TARGET, "            self.flush(fd, data_only, close_then_say)", "            close_then_say(0)"),
+        (OPERATIONS, "            self._target.flush(fd, data_only, close_then_say)", "            close_then_say(0)"),
         tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
     ),
     mutant(
@@ -410,16 +415,16 @@ FLUSHES = (
     mutant(
         "target goes on after a failed flush",
         "The target applies what follows a flush that failed.",
-        (TARGET, '                self.failed = f"flushing: {os.strerror(error)}"\n', ""),
+        (OPERATIONS, '                self._target.failed = f"flushing: {os.strerror(error)}"\n', ""),
         tests=(CONTRACT + "test_failed_flush_of_the_target_ends_the_stream",),
     ),
     mutant(
         "target says flushed after a failed flush",
         "A flush that failed on the target is acknowledged.",
         (
-            TARGET,
-            "                self.on_failure(sequence, OSError(error, os.strerror(error)))\n            else:\n                self.say(Kind.FLUSHED, sequence)",
-            "                self.on_failure(sequence, OSError(error, os.strerror(error)))\n            self.say(Kind.FLUSHED, sequence)",
+            OPERATIONS,
+            "                self._target.on_failure(sequence, OSError(error, os.strerror(error)))\n            else:\n                self._target.say(Kind.FLUSHED, sequence)",
+            "                self._target.on_failure(sequence, OSError(error, os.strerror(error)))\n            self._target.say(Kind.FLUSHED, sequence)",
         ),
         (TARGET, "        if failed is not None:\n            raise TargetFailed(failed)\n", ""),
         tests=(CONTRACT + "test_failed_flush_of_the_target_ends_the_stream",),
@@ -457,7 +462,7 @@ FLUSHES = (
     mutant(
         "old flush answers the new session",
         "The end of an old session's flush is told to the new one as the answer to its own.",
-        (TARGET, "            if serial != self._serial:\n                return\n", ""),
+        (OPERATIONS, "            if serial != self._target.serial:\n                return\n", ""),
         tests=(CONTRACT + "test_answer_to_an_old_sessions_flush_is_not_given_in_the_new_one",),
     ),
 )
@@ -973,7 +978,7 @@ OBJECTS_AND_ERRORS = (
         "target keeps what was unlinked",
         "The target does not forget an object whose last name is gone.",
         (
-            TARGET,
+            OPERATIONS,
             "        if last:\n            self._vanish(identity)",
             "        if False:\n            self._vanish(identity)",
         ),

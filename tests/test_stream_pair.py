@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hotpair.replication import reintegration
+from hotpair.replication import chunks
 from hotpair.replication.frames import Kind
 from hotpair.replication.limits import CHUNK
 from hotpair.replication.modes import ALONE, FROZEN, PRIM
@@ -64,7 +64,7 @@ def test_chunk_read_before_a_change_and_sent_after_it_is_read_again(pair: Pair, 
 @pytest.mark.parametrize("change", CONTENT_CHANGES)
 def test_without_the_flag_the_copies_differ(pair: Pair, change: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the test above is worth: the same interleaving with the flag out of order."""
-    monkeypatch.setattr(reintegration.FileJob, "touch", lambda *_: None)
+    monkeypatch.setattr(chunks.FileJob, "touch", lambda *_: None)
     read_before_sent_after(pair, change)
     assert any("f" in line and ("content" in line or "size" in line) for line in pair[0].differences())
 
