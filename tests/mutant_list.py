@@ -339,7 +339,7 @@ FLUSHES = (
         (
             SOURCE,
             "            _, _, done, argument = inflight.popleft()\n            done(argument)\n",
-            "            number, _, done, argument = inflight.popleft()\n            done(argument)\n            self.flushed(number)\n",
+            "            number, _, done, argument = inflight.popleft()\n            done(argument)\n            self.flushes.flushed(number)\n",
         ),
         tests=(CONTRACT + "test_flush_is_answered_when_both_copies_have_flushed",),
     ),
