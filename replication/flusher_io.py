@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 
-from hotpair.replication.linux_io import FlushQueue
+from hotpair.replication.linux_io import AioQueue
 
 Done = Callable[[int], None]
 
@@ -14,8 +14,8 @@ Done = Callable[[int], None]
 class Flusher:
     """Submits flushes; what the kernel's queue cannot hold waits here."""
 
-    def __init__(self, queue: FlushQueue | None = None) -> None:
-        self._queue = queue or FlushQueue()
+    def __init__(self, queue: AioQueue | None = None) -> None:
+        self._queue = queue or AioQueue()
         self._token = 0
         self._under_way: dict[int, Done] = {}
         self._waiting: deque[tuple[int, bool, Done]] = deque()
@@ -32,7 +32,7 @@ class Flusher:
     def _submit(self, fd: int, data_only: bool, done: Done) -> bool:
         self._token += 1
         try:
-            self._queue.submit(fd, self._token, data_only)
+            self._queue.submit_flush(fd, self._token, data_only)
         except BlockingIOError:
             return False  # full: the next completion makes room
         self._under_way[self._token] = done
@@ -40,7 +40,7 @@ class Flusher:
 
     def completed(self) -> None:
         """Call what waits for flushes that have ended."""
-        for token, error in self._queue.completed():
-            self._under_way.pop(token)(error)
+        for token, result in self._queue.completed():
+            self._under_way.pop(token)(-result)
         while self._waiting and self._submit(*self._waiting[0]):
             os.close(self._waiting.popleft()[0])  # the kernel holds the file while it flushes

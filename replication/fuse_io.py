@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -21,10 +22,11 @@ SLOT_SIZE: Final = MAX_WRITE + PAGE
 class Slot:
     """A buffer for one request, from when it is taken from the kernel until it is answered."""
 
-    __slots__ = ("error", "memory", "node", "resent", "size", "synchronous", "unique", "vector")
+    __slots__ = ("address", "error", "memory", "node", "resent", "size", "synchronous", "unique", "vector")
 
-    def __init__(self, memory: memoryview) -> None:
+    def __init__(self, memory: memoryview, address: int) -> None:
         self.memory = memory
+        self.address = address  # of the memory, which begins with a page
         self.vector = [memory]  # kept, because making a list costs as much as the call around it
         self.unique = 0
         self.size = 0
@@ -36,8 +38,10 @@ class Slot:
 
 def make_slots(count: int = REQUEST_SLOTS) -> list[Slot]:
     """``count`` slots over anonymous memory: pages that no request touches cost nothing."""
-    memory = memoryview(mmap.mmap(-1, count * SLOT_SIZE))
-    return [Slot(memory[index * SLOT_SIZE : (index + 1) * SLOT_SIZE]) for index in range(count)]
+    area = mmap.mmap(-1, count * SLOT_SIZE)
+    memory, address = memoryview(area), ctypes.addressof(ctypes.c_char.from_buffer(area))
+    starts = range(0, count * SLOT_SIZE, SLOT_SIZE)
+    return [Slot(memory[start : start + SLOT_SIZE], address + start) for start in starts]
 
 
 def check_kernel() -> None:

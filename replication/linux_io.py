@@ -448,10 +448,11 @@ def mlockall_current(flags: int = MCL_CURRENT | MCL_ONFAULT) -> None:
         _fail()
 
 
-# --- flushing without a thread ------------------------------------------------------------------------------
+# --- flushing and reading without a thread ------------------------------------------------------------------
 
-MAX_FLUSH_DEPTH: Final = 4096  # the whole system has fs.aio-max-nr of them, 65536 by default
+MAX_AIO_DEPTH: Final = 4096  # the whole system has fs.aio-max-nr of them, 65536 by default
 
+_IOCB_CMD_PREAD: Final = 0
 _IOCB_CMD_FSYNC: Final = 2
 _IOCB_CMD_FDSYNC: Final = 3
 _IOCB_FLAG_RESFD: Final = 1
@@ -468,17 +469,17 @@ _io_submit = _function("syscall", _long, _ulong, _long, ctypes.c_void_p, result=
 _io_getevents = _function("syscall", _long, _ulong, _long, _long, ctypes.c_void_p, ctypes.c_char_p, result=_long)
 
 
-class FlushQueue:
-    """fsync and fdatasync through kernel AIO, announced on an eventfd. For one thread; not across fork.
+class AioQueue:
+    """Flushes and reads through kernel AIO, announced on an eventfd. For one thread; not across fork.
 
-    The kernel runs each flush on a worker of the processor that submitted it, which may preempt the submitter for
-    milliseconds, and holds the file meanwhile: its descriptor may be closed. An error counts as reported
-    through that open file, as with fsync. Source: io_submit(2), linux/aio_abi.h, fs/aio.c.
+    A read is asynchronous only with O_DIRECT. The kernel runs each flush on a worker of the processor that submitted
+    it, which may preempt the submitter for milliseconds, and holds the file meanwhile: its descriptor may be closed. An
+    error counts as reported through that open file, as with fsync. Source: io_submit(2), linux/aio_abi.h, fs/aio.c.
     """
 
     def __init__(self, depth: int = 128) -> None:
         """EAGAIN when fs.aio-max-nr is exhausted, ENOSYS on a kernel without CONFIG_AIO."""
-        assert 1 <= depth <= MAX_FLUSH_DEPTH, depth
+        assert 1 <= depth <= MAX_AIO_DEPTH, depth
         self._iocbs = ctypes.create_string_buffer(depth * _iocb.size)
         first = ctypes.addressof(self._iocbs)
         addresses = [first + slot * _iocb.size for slot in range(depth)]
@@ -502,15 +503,25 @@ class FlushQueue:
 
     @property
     def pending(self) -> int:
-        """Flushes submitted and not yet returned by `completed`."""
+        """What was submitted and not yet returned by `completed`."""
         return self._depth - len(self._free)
 
-    def submit(self, fd: int, token: int, data_only: bool = True) -> None:
+    def submit_flush(self, fd: int, token: int, data_only: bool = True) -> None:
         """Begin to flush `fd`; `token` (0 to 2**64 - 1) comes back with the result.
 
-        BlockingIOError when `depth` flushes are pending, EBADF for a bad or O_PATH descriptor, EINVAL for one
+        BlockingIOError when `depth` are pending, EBADF for a bad or O_PATH descriptor, EINVAL for one
         that cannot be flushed: nothing was begun then.
         """
+        self._submit(_IOCB_CMD_FDSYNC if data_only else _IOCB_CMD_FSYNC, fd, token, 0, 0, 0)
+
+    def submit_read(self, fd: int, token: int, address: int, size: int, offset: int) -> None:
+        """Begin to read `size` bytes at `offset` into the memory at `address`, which must stay until it has ended.
+
+        With O_DIRECT, all three must be multiples of the disk's block. Errors as for a flush.
+        """
+        self._submit(_IOCB_CMD_PREAD, fd, token, address, size, offset)
+
+    def _submit(self, command: int, fd: int, token: int, address: int, size: int, offset: int) -> None:
         assert self._eventfd >= 0, "closed"
         assert 0 <= token <= _UINT64_MAX, token
         if fd < 0:
@@ -518,16 +529,19 @@ class FlushQueue:
         if not self._free:
             _raise(errno.EAGAIN)
         slot = self._free[-1]
-        command = _IOCB_CMD_FDSYNC if data_only else _IOCB_CMD_FSYNC
         _iocb.pack_into(
-            self._iocbs, slot * 64, token, 0, 0, command, 0, fd, 0, 0, 0, 0, _IOCB_FLAG_RESFD, self._eventfd
-        )
+            self._iocbs, slot * 64,
+            token, 0, 0, command, 0, fd, address, size, offset, 0, _IOCB_FLAG_RESFD, self._eventfd,
+        )  # fmt: skip
         if _io_submit(_SYS_IO_SUBMIT, self._context, 1, self._pointers_address + slot * 8) < 0:
             _fail()
         self._free.pop()
 
     def completed(self) -> list[tuple[int, int]]:
-        """All (token, errno or 0) that have finished, in order of completion. Never waits."""
+        """All (token, result) that have finished, in order of completion. Never waits.
+
+        The result: of a read its bytes, of a flush 0, of either -errno.
+        """
         assert self._eventfd >= 0, "closed"
         # The counter first, the results second: a flush that ends in between wakes the loop once too often,
         # never once too seldom.
@@ -543,7 +557,7 @@ class FlushQueue:
             slot = (address - self._first_address) // _iocb.size
             assert _iocb_token.unpack_from(self._iocbs, slot * _iocb.size) == (token,), "slot used twice"
             self._free.append(slot)
-            results.append((token, -result))
+            results.append((token, result))
         assert len(self._free) <= self._depth
         return results
 

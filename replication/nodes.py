@@ -17,9 +17,9 @@ class Node(Object):
     """An object that the kernel knows."""
 
     __slots__ = (
-        "cold",
         "data_fd",
         "declared",
+        "direct_fd",
         "has_set_id",
         "lookups",
         "marks",
@@ -28,6 +28,7 @@ class Node(Object):
         "opens",
         "orphan",
         "parent",
+        "read_until",
         "touched",
         "unflushed",
     )
@@ -41,7 +42,8 @@ class Node(Object):
         self.marks = marks
         self.data_fd = -1  # one descriptor for all reads, writes and flushes of a file while it is open
         self.opens = 0
-        self.cold = 0  # so many reads are not tried in the page cache: the last one that was tried was not there
+        self.direct_fd = -1  # for reads past the page cache, from the first one on
+        self.read_until = -1  # where the last of them ended
         self.unflushed = 0  # something was written through data_fd since its last flush: bytes, of large writes
         self.declared = -1  # the session in which the target was told where this object is
         self.orphan = False  # no name is left; the target does not have it any more

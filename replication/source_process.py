@@ -26,9 +26,7 @@ from hotpair.replication.limits import DESCRIPTORS_SPARE, SPIN_S
 from hotpair.replication.link_io import Connector, Delivery
 from hotpair.replication.loop_io import Loop
 from hotpair.replication.modes import PRIM
-from hotpair.replication.nodes import Node
 from hotpair.replication.process_io import descriptor_limit, lock_state
-from hotpair.replication.reader_io import Reader
 from hotpair.replication.source import Source
 from hotpair.replication.source_control import SourceControl
 from hotpair.replication.source_copy import OwnCopy
@@ -42,7 +40,6 @@ from hotpair.replication.tap_fuse import FuseTap
 
 log = logging.getLogger("hotpair.replication")
 
-COLD_READERS: Final = 16
 TICK_S: Final = 0.1
 
 
@@ -86,9 +83,6 @@ class SourceProcess:
             os.path.join(options.state, "journal"),
             self._mount.adopted,
         )
-        self._reader = Reader(self._mount.fuse_fd, COLD_READERS)
-        self.tap.files.cold_read = self._cold_read
-        self.tap.files.closed = lambda node: self._reader.drop(node.nodeid)
         self.source.known.nodes = self.tap.nodes
         self.source.times.path_fd = self.tap.objects.descriptors.get
         self._join(options)
@@ -99,7 +93,7 @@ class SourceProcess:
         self._session = session = Session(
             options, own_copy, source, tap, self._helper, self._connector, self._loop, standing
         )
-        self._stop = CleanStop(own_copy, source, self._mount, tap, self._reader, self._helper, session, standing)
+        self._stop = CleanStop(own_copy, source, self._mount, tap, self._helper, session, standing)
         self.verdicts = session.verdicts = Verdicts(
             options.alone_after_s, own_copy, source, tap, self._helper, session, self._stop, standing
         )
@@ -117,7 +111,7 @@ class SourceProcess:
         self._loop.watch(self._delivery.fileno(), self._delivered)
         self._loop.watch(self._flushes.fileno(), self._flushes.completed)
         self._loop.watch(self._helper.fileno(), self._helped)
-        self._loop.watch(self._reader.fileno(), self._reader.answers)
+        self._loop.watch(self.tap.files.cold_reads.fileno(), self.tap.files.cold_reads.completed)
         self._connector.connect()
         if self._mount.adopted:
             self._standing.say("adopted the mount")
@@ -171,9 +165,6 @@ class SourceProcess:
             self._loop.unwatch(self._mount.fuse_fd)
             self._mount.mounted = False
             self.verdicts.begin_stop()
-
-    def _cold_read(self, slot: fuse_io.Slot, node: Node, offset: int, size: int) -> bool:
-        return self._reader.read(node.nodeid, node.data_fd, slot.unique, offset, size)
 
     def _helped(self) -> None:
         for answer in self._helper.answers():

@@ -17,7 +17,6 @@ from hotpair.replication import dirty_log, fuse_io, linux_io
 from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.modes import FROZEN, PRIM, REINTEGRATING, STOPPED
-from hotpair.replication.reader_io import Reader
 from hotpair.replication.source import Source
 from hotpair.replication.source_copy import OwnCopy
 from hotpair.replication.source_session import Session
@@ -37,7 +36,6 @@ class CleanStop:
         source: Source,
         mount: Mount,
         tap: FuseTap,
-        reader: Reader,
         helper: Helper,
         session: Session,
         standing: Standing,
@@ -46,7 +44,6 @@ class CleanStop:
         self._source = source
         self._mount = mount
         self._tap = tap
-        self._reader = reader
         self._helper = helper
         self._session = session
         self._standing = standing
@@ -112,7 +109,6 @@ class CleanStop:
         self._mount.abort()  # or who still has a file open would wait for ever: the keeper holds the connection
         self._tap.close(unmounted=True)
         os.close(self._mount.fuse_fd)
-        self._reader.close()
         self._helper.close()
         self._copy.log.close()
         fcntl.flock(self._copy.root_fd, fcntl.LOCK_UN)  # the keeper shares it, and may take a moment to end

@@ -5,14 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
 
 from hotpair.replication import fuse_abi as abi
 from hotpair.replication import linux_io
+from hotpair.replication.cold_reads_io import ColdReads
 from hotpair.replication.dirty_log import Extents, Metadata
 from hotpair.replication.frames import Kind
-from hotpair.replication.fuse_io import Slot
-from hotpair.replication.limits import COLD_READS
 from hotpair.replication.nodes import Handle, Node
 from hotpair.replication.objects_io import proc_path
 from hotpair.replication.operations import Operation, PartlyApplied, attributes
@@ -35,8 +33,7 @@ class Files:
         self, source: Source, objects: KernelObjects, set_id: SetIdBits, answers: Answers, direct: bool
     ) -> None:
         """``direct``: the kernel does not cache what is in the files."""
-        self.cold_read: Callable[[Slot, Node, int, int], bool]
-        self.closed: Callable[[Node], None] = lambda _: None  # a file's descriptor is about to be closed
+        self.cold_reads = ColdReads(answers, source.disk_failed)
         self._source = source
         self._direct = direct
         self._nodes, self._journal = objects.nodes, objects.journal
@@ -85,7 +82,7 @@ class Files:
         if node.unflushed:
             self._source.flushes.flush_before_close(node, self._close_data)
         elif node.opens == 0 and node.data_fd >= 0:
-            self.closed(node)
+            self.cold_reads.close_file(node)
             os.close(node.data_fd)
             node.data_fd = -1
 
@@ -107,23 +104,14 @@ class Files:
         node = self._nodes.handles[number].node
         if self._source.has_local_writes:
             self._source.apply_local()
-        if node.cold and self.cold_read(slot, node, offset, size):
-            node.cold -= 1
-            self._slots.append(slot)
-            return
         data = slot.memory[BODY : BODY + size]
         try:
             got = os.preadv(node.data_fd, (data,), offset, os.RWF_NOWAIT)
         except BlockingIOError:
             got = -1
         if got < size and not (got >= 0 and offset + got >= os.fstat(node.data_fd).st_size):
-            # Not all of it is in the page cache: somebody else waits for the disk and answers the kernel. Finding that
-            # out has cost as much as a read, so that the next ones are not tried here at all.
-            node.cold = COLD_READS
-            if self.cold_read(slot, node, offset, size):
-                self._slots.append(slot)
-                return
-            got = os.preadv(node.data_fd, (data,), offset)
+            self.cold_reads.read(slot, node, offset, size)  # not all of it is in the page cache
+            return
         self._answer(slot, data[:got])
 
     def lseek(self, ask: Ask) -> None:

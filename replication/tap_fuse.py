@@ -103,6 +103,7 @@ class FuseTap:
 
     def close(self, unmounted: bool) -> None:
         """The end; the journal is of use only while there is a mount."""
+        self.files.cold_reads.close()
         self.objects.close(unmounted)
 
     # --- requests in, answers out ---------------------------------------------------------------------------------

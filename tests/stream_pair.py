@@ -217,7 +217,7 @@ class StreamPair:
             f"{self.base}/log", root=self.identity, generation=b"g" * 16, boot="", extent_shift=EXTENT.bit_length() - 1,
             counter=1, files=QuietFiles(), step=1 << 16,
         )  # fmt: skip
-        self._flusher = Flusher(cast(linux_io.FlushQueue, self.flushes))
+        self._flusher = Flusher(cast(linux_io.AioQueue, self.flushes))
         self.source = Source(self.log, self.activity, self._flusher, EXTENT, False, 1 << 42)
         self.disk_failures: list[str] = []
         self.source.on_disk_failure = self.disk_failures.append
@@ -279,7 +279,7 @@ class StreamPair:
 
     def start_target(self) -> None:
         """A new process on the same copy: it knows nothing of the session."""
-        flusher = Flusher(cast(linux_io.FlushQueue, self.target_flushes))
+        flusher = Flusher(cast(linux_io.AioQueue, self.target_flushes))
         target = self.target = Target(self.target_root, self.identity, flusher, 1000, False)
         target.listing = Listing(target)
         target.on_message = self._for_target

@@ -19,7 +19,7 @@ from hotpair.replication.errors import LinkLost, ProtocolError, TargetFailed
 from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import COUNTS, FIELDS, LENGTH, LENGTH_SIZE, Kind
 from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, PROTOCOL_VERSION
-from hotpair.replication.linux_io import FlushQueue
+from hotpair.replication.linux_io import AioQueue
 from hotpair.replication.listing import Listing
 from hotpair.replication.objects_io import write_identity
 from hotpair.replication.target import Target
@@ -230,7 +230,7 @@ class Reader:
     def __init__(self, directory: str) -> None:
         self.root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         self.identity, self.file = b"r" * 16, b"f" * 16
-        self.queue = FlushQueue()
+        self.queue = AioQueue()
         self.target = Target(self.root, self.identity, Flusher(self.queue), 100, False)
         self.target.on_message = lambda fields: None
         self.target.on_failure = lambda sequence, error: None

@@ -810,10 +810,10 @@ def test_mlockall_errors() -> None:
     assert in_child(lambda: error_of(lambda: linux_io.mlockall_current(linux_io.MCL_ONFAULT))) == "EINVAL"
 
 
-# --- FlushQueue -------------------------------------------------------------------------------------------------
+# --- AioQueue -------------------------------------------------------------------------------------------------
 
 
-def wait_for(queue: linux_io.FlushQueue, count: int) -> list[tuple[int, int]]:
+def wait_for(queue: linux_io.AioQueue, count: int) -> list[tuple[int, int]]:
     """Results as an event loop gets them: only when epoll says that there are some."""
     results: list[tuple[int, int]] = []
     with closing(select.epoll()) as epoll:
@@ -826,10 +826,10 @@ def wait_for(queue: linux_io.FlushQueue, count: int) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("data_only", [True, False])
 def test_flush_queue_flushes(directory: bytes, data_only: bool) -> None:
-    with closing(linux_io.FlushQueue(2)) as queue:
+    with closing(linux_io.AioQueue(2)) as queue:
         with opened(directory + b"/f", content=b"x" * PAGE) as fd:
             assert waits_for_write_back(fd)
-            queue.submit(fd, 2**64 - 1, data_only)
+            queue.submit_flush(fd, 2**64 - 1, data_only)
             assert queue.pending == 1
             assert wait_for(queue, 1) == [(2**64 - 1, 0)]
             assert not waits_for_write_back(fd)
@@ -839,17 +839,17 @@ def test_flush_queue_flushes(directory: bytes, data_only: bool) -> None:
 
 def test_flush_queue_with_many_files_closed_meanwhile(directory: bytes, dirfd: int) -> None:
     files, depth = 600, 16
-    with closing(linux_io.FlushQueue(depth)) as queue:
+    with closing(linux_io.AioQueue(depth)) as queue:
         results: list[tuple[int, int]] = []
         for token in range(files):
             if queue.pending == depth:
                 results += wait_for(queue, 1)
             with opened(directory + b"/%d" % token, content=b"x" * PAGE) as fd:
-                queue.submit(fd, token)
+                queue.submit_flush(fd, token)
         results += wait_for(queue, files - len(results))
         assert sorted(results) == [(token, 0) for token in range(files)]
         assert queue.pending == 0
-        queue.submit(dirfd, 1, data_only=False)  # directories too
+        queue.submit_flush(dirfd, 1, data_only=False)  # directories too
         assert wait_for(queue, 1) == [(1, 0)]
     for token in range(files):
         with opened(directory + b"/%d" % token) as fd:
@@ -857,43 +857,43 @@ def test_flush_queue_with_many_files_closed_meanwhile(directory: bytes, dirfd: i
 
 
 def test_flush_queue_refuses_more_than_its_depth(dirfd: int) -> None:
-    with closing(linux_io.FlushQueue(4)) as queue:
+    with closing(linux_io.AioQueue(4)) as queue:
         for token in range(4):
-            queue.submit(dirfd, token)
+            queue.submit_flush(dirfd, token)
         with pytest.raises(BlockingIOError):
-            queue.submit(dirfd, 4)
+            queue.submit_flush(dirfd, 4)
         assert queue.pending == 4
         assert sorted(wait_for(queue, 4)) == [(token, 0) for token in range(4)]
-        queue.submit(dirfd, 5)
+        queue.submit_flush(dirfd, 5)
         assert wait_for(queue, 1) == [(5, 0)]
 
 
 def test_flush_queue_refuses_bad_descriptors_without_losing_room(directory: bytes, dirfd: int) -> None:
     out, into = os.pipe()
-    with closing(linux_io.FlushQueue(1)) as queue, opened(directory, os.O_PATH) as path_only:
+    with closing(linux_io.AioQueue(1)) as queue, opened(directory, os.O_PATH) as path_only:
         closed = os.dup(dirfd)
         os.close(closed)
         for bad, code in ((-1, errno.EBADF), (closed, errno.EBADF), (path_only, errno.EBADF), (out, errno.EINVAL)):
             with fails(code):
-                queue.submit(bad, 1)
+                queue.submit_flush(bad, 1)
             assert queue.pending == 0
-        queue.submit(dirfd, 2)
+        queue.submit_flush(dirfd, 2)
         assert wait_for(queue, 1) == [(2, 0)]
     os.close(out)
     os.close(into)
 
 
 def test_flush_queue_depth_and_close(dirfd: int) -> None:
-    for depth in (0, linux_io.MAX_FLUSH_DEPTH + 1):
+    for depth in (0, linux_io.MAX_AIO_DEPTH + 1):
         with pytest.raises(AssertionError):
-            linux_io.FlushQueue(depth)
+            linux_io.AioQueue(depth)
     in_use = int(read(b"/proc/sys/fs/aio-nr"))
     descriptors = os.listdir("/proc/self/fd")
-    queue = linux_io.FlushQueue(linux_io.MAX_FLUSH_DEPTH)
-    assert int(read(b"/proc/sys/fs/aio-nr")) >= in_use + linux_io.MAX_FLUSH_DEPTH
+    queue = linux_io.AioQueue(linux_io.MAX_AIO_DEPTH)
+    assert int(read(b"/proc/sys/fs/aio-nr")) >= in_use + linux_io.MAX_AIO_DEPTH
     assert not os.get_inheritable(queue.fileno())
     assert not os.get_blocking(queue.fileno())
-    queue.submit(dirfd, 1)
+    queue.submit_flush(dirfd, 1)
     queue.close()
     queue.close()
     assert os.listdir("/proc/self/fd") == descriptors
@@ -902,16 +902,16 @@ def test_flush_queue_depth_and_close(dirfd: int) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     with pytest.raises(AssertionError):
-        queue.submit(dirfd, 1)
+        queue.submit_flush(dirfd, 1)
 
 
 def test_flush_queue_reports_an_exhausted_system_and_leaks_nothing() -> None:
-    queues: list[linux_io.FlushQueue] = []
+    queues: list[linux_io.AioQueue] = []
     try:
         with fails(errno.EAGAIN):
-            for _ in range(int(read(b"/proc/sys/fs/aio-max-nr")) // linux_io.MAX_FLUSH_DEPTH + 1):
+            for _ in range(int(read(b"/proc/sys/fs/aio-max-nr")) // linux_io.MAX_AIO_DEPTH + 1):
                 descriptors = os.listdir("/proc/self/fd")
-                queues.append(linux_io.FlushQueue(linux_io.MAX_FLUSH_DEPTH))
+                queues.append(linux_io.AioQueue(linux_io.MAX_AIO_DEPTH))
         assert os.listdir("/proc/self/fd") == descriptors
     finally:
         for queue in queues:
@@ -964,24 +964,24 @@ def held(directory: bytes) -> Iterator[tuple[int, int]]:
 
 def test_flush_queue_does_not_wait_and_reports_the_error(held: tuple[int, int]) -> None:
     device, fd = held
-    queue = linux_io.FlushQueue(2)
+    queue = linux_io.AioQueue(2)
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(queue.submit, fd, 7, False).result(10)  # returns although nobody has answered
+        pool.submit(queue.submit_flush, fd, 7, False).result(10)  # returns although nobody has answered
         unique = fuse_request(device, FUSE_FSYNCDIR)
         assert pool.submit(queue.completed).result(10) == []
         assert not select.select([queue.fileno()], [], [], 0.05)[0]
         assert queue.pending == 1
         fuse_answer(device, unique, errno.EIO)
-        assert wait_for(queue, 1) == [(7, errno.EIO)]
+        assert wait_for(queue, 1) == [(7, -errno.EIO)]
         assert queue.pending == 0
     queue.close()
 
 
 def test_flush_queue_close_waits_for_what_is_pending(held: tuple[int, int]) -> None:
     device, fd = held
-    queue = linux_io.FlushQueue(2)
+    queue = linux_io.AioQueue(2)
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(queue.submit, fd, 7, False).result(10)
+        pool.submit(queue.submit_flush, fd, 7, False).result(10)
         unique = fuse_request(device, FUSE_FSYNCDIR)
         closing_it = pool.submit(queue.close)
         time.sleep(0.1)

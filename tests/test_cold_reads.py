@@ -1,0 +1,101 @@
+"""Reads of what is not in the page cache: the right bytes at any place and of any length, also beside writes."""
+
+import os
+import random
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from tests.faults import WAIT_S, equal_after_stop, healthy, on_mount
+from tests.mirror_pair import MirrorPair
+from tests.programs import wait_for_end
+
+pytestmark = pytest.mark.timeout(120)
+
+SIZE = (8 << 20) + 1234  # bytes; the end is in the middle of a block
+SEED = 1
+
+# Of each read: what a plain file would give. The backing file's cached pages are thrown away before each of them
+READS = """
+    import random
+    draw, size, backing = random.Random(int(sys.argv[1])), int(sys.argv[2]), int(sys.argv[3])
+    content = bytearray(random.Random(7).randbytes(size))
+    f = os.open('file', os.O_RDWR)
+    for number in range(400):
+        offset = draw.choice((draw.randrange(size), draw.randrange(size) & ~4095, size - draw.randrange(9000), size + 5))
+        length = draw.choice((1, 511, 4096, 5000, 70_000, 1 << 20))
+        if number % 5 == 0:
+            start = max(0, min(offset + draw.randrange(-6000, 6000), size - 3000))
+            data = draw.randbytes(3000)
+            assert os.pwrite(f, data, start) == 3000
+            content[start:start + 3000] = data
+        elif number % 2:
+            os.fsync(f)
+            os.posix_fadvise(backing, 0, 0, os.POSIX_FADV_DONTNEED)
+        assert os.pread(f, length, offset) == content[offset:offset + length], (number, offset, length)
+    print('right')
+"""
+
+READERS = """
+    import random, threading
+    draw, size = random.Random(3), int(sys.argv[1])
+    content = random.Random(7).randbytes(size)
+    def read(seed):
+        draw, f = random.Random(seed), os.open('file', os.O_RDONLY)
+        for _ in range(100):
+            offset = draw.randrange(size - 8192) & ~511
+            assert os.pread(f, 8192, offset) == content[offset:offset + 8192], offset
+        done.append(seed)
+    done = []
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(80)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+    print(len(done))
+"""
+
+
+def filled(pair: MirrorPair) -> int:
+    """A descriptor of the source's own copy, with the file's content in it and nothing of it in the page cache."""
+    descriptor = os.open(pair.source_dir, os.O_PATH)
+    with open(f"{pair.source_dir}/file", "wb") as file:
+        file.write(random.Random(7).randbytes(SIZE))
+    pair.start()
+    backing = os.open("file", os.O_RDONLY, dir_fd=descriptor)
+    os.fsync(backing)
+    os.posix_fadvise(backing, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(descriptor)
+    return backing
+
+
+def in_child(pair: MirrorPair, backing: int, code: str, *arguments: object) -> str:
+    """As ``on_mount``, with the backing file's descriptor."""
+    script = f"import os, sys; os.chdir({pair.mount!r})\n{textwrap.dedent(code)}"
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    child = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=pair.environment(), pass_fds=(backing,)
+    )
+    assert wait_for_end(child, WAIT_S), "the mount hangs"
+    output, errors = child.communicate()
+    assert child.returncode == 0, errors.decode()
+    return output.decode()
+
+
+@pytest.mark.parametrize("cache", ["direct", "page"])
+def test_any_place_and_length(cache: str) -> None:
+    with MirrorPair(source_arguments=["--cache", cache]) as pair:
+        backing = filled(pair)
+        assert in_child(pair, backing, READS, SEED, SIZE, backing) == "right\n"
+        os.close(backing)
+        healthy(pair)
+        equal_after_stop(pair)
+
+
+def test_more_readers_than_requests_can_be_held() -> None:
+    with MirrorPair() as pair:
+        backing = filled(pair)
+        assert on_mount(pair, READERS, SIZE) == "80\n"
+        os.close(backing)
+        healthy(pair)
+        equal_after_stop(pair)
