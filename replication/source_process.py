@@ -177,9 +177,12 @@ class SourceProcess:
         if kept is not None:
             self._fuse_fd = kept.fuse_fd
         else:
-            self._fuse_fd = fuse_io.mount(options.directory, os.path.basename(options.state.rstrip("/")) or "module")
+            self._fuse_fd = fuse_io.mount(options.directory, options.state)
             self._keeper = keeper_io.start(options.state, self._fuse_fd, self._root_fd)
-        self._fuse_connection = fuse_io.connection_number(options.directory)
+        mounted = fuse_io.mount_at(options.directory)
+        if mounted is None:
+            raise BadConfiguration(f"{os.fsdecode(options.directory)} is not in the mount table after it was mounted")
+        self._fuse_connection = mounted.connection
         self.tap = FuseTap(
             self._fuse_fd,
             self._root_fd,
@@ -204,12 +207,8 @@ class SourceProcess:
             if agreed is not None and agreed & fuse_abi.INIT_HAS_RESEND:
                 return kept
             log.warning("this kernel cannot send requests again: the mount is taken away from those who use it")
-            fcntl.flock(kept.root_fd, fcntl.LOCK_UN)  # the keeper shares it, and may take a moment to end
-            os.close(kept.fuse_fd)
-            os.close(kept.root_fd)
-        if fuse_io.is_mounted(self.options.directory):
-            fuse_io.abort_connection(fuse_io.connection_number(self.options.directory))
-            fuse_io.unmount(self.options.directory)
+            keeper_io.close(kept)
+        keeper_io.take_away(self.options.state, self.options.directory)
         return None
 
     # --- start ----------------------------------------------------------------------------------------------------
@@ -283,7 +282,7 @@ class SourceProcess:
         self._watch(self._flushes.fileno(), self._flushes.completed)
         self._watch(self._helper.fileno(), self._helped)
         self._watch(self._reader.fileno(), self._reader.answers)
-        self._connector.connect()
+        self._connect(time.monotonic())
         if self._adopted:
             self._say("adopted the mount")
             self.tap.ask_again()
@@ -392,6 +391,10 @@ class SourceProcess:
         self._begin_stop()
 
     # --- the link -------------------------------------------------------------------------------------------------
+
+    def _connect(self, now: float) -> None:
+        self._reconnect_at = now + 3600.0  # the connector tries again by itself until it has one
+        self._connector.connect()
 
     def _delivered(self) -> None:
         for item in self._delivery.take():
@@ -891,8 +894,7 @@ class SourceProcess:
         source = self.source
         if self._connection is None:
             if not self._stopping and not self._give_up and now >= self._reconnect_at:
-                self._reconnect_at = now + 3600.0  # the connector tries again by itself until it has one
-                self._connector.connect()
+                self._connect(now)
         else:
             self._probe(now)
         # Counted from when it froze, with or without a connection: a target that accepts and does not answer is none
@@ -1023,5 +1025,7 @@ class SourceProcess:
         self._reader.close()
         self._helper.close()
         self._log.close()
-        fcntl.flock(self._root_fd, fcntl.LOCK_UN)  # the keeper shares it, and may take a moment to end
+        fcntl.flock(self._root_fd, fcntl.LOCK_UN)  # helpers share it, and may take a moment to end
+        os.close(self._root_fd)
+        keeper_io.dismiss(self.options.state)
         self._say("handed over" if self._handed_over else "stopped")
