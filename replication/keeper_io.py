@@ -84,12 +84,11 @@ def take_away(state: str, directory: bytes) -> None:
     Raises BadConfiguration when it is that of another state directory, whose mirror may be well; OSError.
     """
     mount = fuse_io.mount_at(directory)
-    if mount is not None:
-        if mount.state != os.fsencode(state):
-            raise BadConfiguration(
-                f"--dir {os.fsdecode(directory)} is mounted by the mirror with --state {os.fsdecode(mount.state)}: "
-                "stop that one first"
-            )
+    if mount is not None and mount.state != os.fsencode(state):
+        raise BadConfiguration(
+            f"--dir {os.fsdecode(directory)} is mounted by the mirror with --state {os.fsdecode(mount.state)}: "
+            "stop that one first"
+        )
     kept = adopt(state)
     if kept is not None:
         close(kept)
