@@ -18,7 +18,7 @@ from typing import NoReturn
 
 from hotpair.replication.control import ControlServer, source_commands, target_commands
 from hotpair.replication.errors import BadConfiguration, MirrorError
-from hotpair.replication.fuse_io import is_mounted
+from hotpair.replication.fuse_io import mount_at
 from hotpair.replication.limits import EXTENT_SIZE, EXTENT_SIZE_LARGEST, EXTENT_SIZE_SMALLEST, HOT_EXTENTS
 from hotpair.replication.source_process import SourceProcess
 from hotpair.replication.source_start import SourceOptions
@@ -135,7 +135,7 @@ def directory(text: str) -> bytes:
     """
     absolute = os.path.abspath(text)
     path = os.path.join(os.path.realpath(os.path.dirname(absolute)), os.path.basename(absolute))
-    if not is_mounted(os.fsencode(path)):
+    if mount_at(os.fsencode(path)) is None:
         path = os.path.realpath(path)
         if not os.path.isdir(path):
             raise BadConfiguration(f"--dir {text}: not a directory: create it, or name another")

@@ -6,7 +6,7 @@ import ctypes
 import errno
 import mmap
 import os
-from typing import Final
+from typing import Final, NamedTuple
 
 from hotpair.replication import fuse_abi as abi
 from hotpair.replication import linux_io
@@ -17,6 +17,7 @@ from hotpair.replication.nodes import Node
 CONNECTIONS: Final = b"/sys/fs/fuse/connections"
 REQUEST_TIMEOUTS: Final = ("default_request_timeout", "max_request_timeout")
 SLOT_SIZE: Final = MAX_WRITE + PAGE
+SOURCE_PREFIX: Final = b"hotpair:"  # of what the mount table shows as the source; the state directory follows
 
 
 class Slot:
@@ -60,8 +61,11 @@ def check_kernel() -> None:
             )
 
 
-def mount(target: bytes, name: str) -> int:
-    """Mount a FUSE file system at ``target``; the descriptor of its /dev/fuse. Raises BadConfiguration."""
+def mount(target: bytes, state: str) -> int:
+    """Mount a FUSE file system at ``target``; the descriptor of its /dev/fuse. Raises BadConfiguration.
+
+    The mount table shows the state directory as its source, so that it is known whose it is.
+    """
     try:
         fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
@@ -71,7 +75,7 @@ def mount(target: bytes, name: str) -> int:
     options = b"fd=%d,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other" % fd
     flags = linux_io.MS_NOSUID | linux_io.MS_NODEV
     try:
-        linux_io.mount(b"hotpair:" + os.fsencode(name), target, b"fuse.hotpair", flags, options)
+        linux_io.mount(SOURCE_PREFIX + os.fsencode(state), target, b"fuse.hotpair", flags, options)
     except OSError as error:
         os.close(fd)
         raise BadConfiguration(f"cannot mount over {os.fsdecode(target)}: {error.strerror}") from error
@@ -87,29 +91,33 @@ def unmount(target: bytes) -> None:
             raise
 
 
-def connection_number(target: bytes) -> int:
-    """The number of the FUSE connection mounted at ``target``: the minor number of its device.
+class Mount(NamedTuple):
+    """One of our mounts, as the mount table tells."""
 
-    Read from the mount table (proc(5), mountinfo), because a look at the mount itself would wait for ourselves.
+    state: bytes  # the state directory of the mirror that made it
+    connection: int  # the number of its FUSE connection: the minor number of its device
+
+
+def mount_at(target: bytes) -> Mount | None:
+    """Our mount at ``target``, the last one if there are several, or None.
+
+    Read from the mount table (proc(5), mountinfo), because a look at the mount itself could wait for ourselves.
     """
-    found = -1
+    found = None
     with open("/proc/self/mountinfo", "rb") as file:
         for line in file:
-            fields = line.split(b" ")
-            if fields[4].decode("unicode_escape").encode("latin-1") == target:
-                found = int(fields[2].partition(b":")[2])  # the last one is on top
-    if found < 0:
-        raise BadConfiguration(f"{os.fsdecode(target)} is not in the mount table after it was mounted")
+            fields = line.split()
+            if _unescaped(fields[4]) != target:
+                continue
+            kind, source = fields[fields.index(b"-") + 1 :][:2]
+            ours = kind == b"fuse.hotpair"
+            number = int(fields[2].partition(b":")[2])
+            found = Mount(_unescaped(source).removeprefix(SOURCE_PREFIX), number) if ours else None
     return found
 
 
-def is_mounted(target: bytes) -> bool:
-    """Whether one of our mounts is at ``target``."""
-    with open("/proc/self/mountinfo", "rb") as file:
-        return any(
-            fields[4].decode("unicode_escape").encode("latin-1") == target and b"fuse.hotpair" in fields
-            for fields in (line.split(b" ") for line in file)
-        )
+def _unescaped(field: bytes) -> bytes:
+    return field.decode("unicode_escape").encode("latin-1")
 
 
 def abort_connection(number: int) -> None:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import fcntl
 import os
+import select
+import signal
 import socket
+import struct
 import subprocess
 import sys
 from typing import Final, NamedTuple
 
-from hotpair.replication import keeper
+from hotpair.replication import fuse_io, keeper
+from hotpair.replication.errors import BadConfiguration
 
 SOCKET_NAME: Final = "keeper.sock"
 TIMEOUT_S: Final = 5.0
+PEER_CREDENTIALS: Final = struct.Struct("=iII")  # struct ucred of unix(7): pid, uid, gid
 
 
 class Kept(NamedTuple):
@@ -58,7 +64,6 @@ def adopt(state: str) -> Kept | None:
         return None
     kept = Kept(*fds)
     if keeper.is_gone(kept.fuse_fd):
-        fcntl.flock(kept.root_fd, fcntl.LOCK_UN)  # the keeper shares it, and may take a moment to end
         close(kept)
         return None
     for fd in fds:
@@ -67,6 +72,60 @@ def adopt(state: str) -> Kept | None:
 
 
 def close(kept: Kept) -> None:
-    """Let go of a mount that is not adopted."""
+    """Let go of a mount that is not adopted, and of the lock on its directory, which all who hold it share."""
+    fcntl.flock(kept.root_fd, fcntl.LOCK_UN)
     os.close(kept.fuse_fd)
     os.close(kept.root_fd)
+
+
+def take_away(state: str, directory: bytes) -> None:
+    """End the mount of a mirror process that has died: who uses it gets an error.
+
+    Raises BadConfiguration when it is that of another state directory, whose mirror may be well; OSError.
+    """
+    mount = fuse_io.mount_at(directory)
+    if mount is not None and mount.state != os.fsencode(state):
+        raise BadConfiguration(
+            f"--dir {os.fsdecode(directory)} is mounted by the mirror with --state {os.fsdecode(mount.state)}: "
+            "stop that one first"
+        )
+    kept = adopt(state)
+    if kept is not None:
+        close(kept)
+    if mount is not None:
+        fuse_io.abort_connection(mount.connection)
+        fuse_io.unmount(directory)
+    dismiss(state)
+
+
+def dismiss(state: str) -> None:
+    """End the keeper in ``state``, if there is one, and with it its lock and its hold on the mount. Raises OSError.
+
+    It does not always see by itself that a mount has ended: that of who still has a file open leaves the mount table
+    long before.
+    """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock.settimeout(TIMEOUT_S)
+    with sock:
+        try:
+            sock.connect(os.path.join(state, SOCKET_NAME))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        pid, _, _ = PEER_CREDENTIALS.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEER_CREDENTIALS.size)
+        )
+        try:
+            process = os.pidfd_open(pid)
+        except ProcessLookupError:
+            return
+        try:
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            poll = select.poll()
+            poll.register(process, select.POLLIN)
+            poll.poll(TIMEOUT_S * 1000)
+        except ProcessLookupError:
+            return  # it has ended by itself
+        finally:
+            os.close(process)
+    with contextlib.suppress(FileNotFoundError):  # it has seen the end of its mount meanwhile
+        os.unlink(os.path.join(state, SOCKET_NAME))

@@ -112,7 +112,7 @@ class SourceProcess:
         self._loop.watch(self._flushes.fileno(), self._flushes.completed)
         self._loop.watch(self._helper.fileno(), self._helped)
         self._loop.watch(self.tap.files.cold_reads.fileno(), self.tap.files.cold_reads.completed)
-        self._connector.connect()
+        self._session.connect(time.monotonic())
         if self._mount.adopted:
             self._standing.say("adopted the mount")
             self.tap.ask_again()

@@ -117,6 +117,11 @@ class Session:
 
     # --- the connection -----------------------------------------------------------------------------------------------
 
+    def connect(self, now: float) -> None:
+        """Have a connection made."""
+        self._reconnect_at = now + 3600.0  # the connector tries again by itself until it has one
+        self._connector.connect()
+
     def connected(self, connection: Connection) -> None:
         """There is a new connection: say hello."""
         self.connection = connection
@@ -193,8 +198,7 @@ class Session:
         """Connect again when it is time, or look whether the target is there."""
         if self.connection is None:
             if not self._standing.stopping and not self._give_up and now >= self._reconnect_at:
-                self._reconnect_at = now + 3600.0  # the connector tries again by itself until it has one
-                self._connector.connect()
+                self.connect(now)
         else:
             self._probe(now)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 from dataclasses import dataclass
 
 from hotpair.replication import fuse_abi, fuse_io, journal_io, keeper, keeper_io
+from hotpair.replication.errors import BadConfiguration
 from hotpair.replication.limits import STALL_TIMEOUT_S
 from hotpair.replication.transport_io import TlsFiles
 
@@ -35,14 +35,18 @@ class Mount:
 
     def __init__(self, options: SourceOptions, kept: keeper_io.Kept | None, root_fd: int) -> None:
         self.directory = options.directory
+        self.state = options.state
         self.mounted = True
         self.adopted = kept is not None
         if kept is not None:
             self.fuse_fd = kept.fuse_fd
         else:
-            self.fuse_fd = fuse_io.mount(options.directory, os.path.basename(options.state.rstrip("/")) or "module")
+            self.fuse_fd = fuse_io.mount(options.directory, options.state)
             self._keeper = keeper_io.start(options.state, self.fuse_fd, root_fd)
-        self.connection = fuse_io.connection_number(options.directory)
+        mounted = fuse_io.mount_at(options.directory)
+        if mounted is None:
+            raise BadConfiguration(f"{os.fsdecode(options.directory)} is not in the mount table after it was mounted")
+        self.connection = mounted.connection
 
     def abort(self) -> None:
         """Fail whoever waits for it, now. For any thread: it waits neither for the loop nor for the disk."""
@@ -58,10 +62,6 @@ def adoptable(options: SourceOptions) -> keeper_io.Kept | None:
         if agreed is not None and agreed & fuse_abi.INIT_HAS_RESEND:
             return kept
         log.warning("this kernel cannot send requests again: the mount is taken away from those who use it")
-        fcntl.flock(kept.root_fd, fcntl.LOCK_UN)  # the keeper shares it, and may take a moment to end
-        os.close(kept.fuse_fd)
-        os.close(kept.root_fd)
-    if fuse_io.is_mounted(options.directory):
-        fuse_io.abort_connection(fuse_io.connection_number(options.directory))
-        fuse_io.unmount(options.directory)
+        keeper_io.close(kept)
+    keeper_io.take_away(options.state, options.directory)
     return None

@@ -13,7 +13,7 @@ import os
 import time
 from dataclasses import replace
 
-from hotpair.replication import dirty_log, fuse_io, linux_io
+from hotpair.replication import dirty_log, fuse_io, keeper_io, linux_io
 from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.modes import FROZEN, PRIM, REINTEGRATING, STOPPED
@@ -111,5 +111,7 @@ class CleanStop:
         os.close(self._mount.fuse_fd)
         self._helper.close()
         self._copy.log.close()
-        fcntl.flock(self._copy.root_fd, fcntl.LOCK_UN)  # the keeper shares it, and may take a moment to end
+        fcntl.flock(self._copy.root_fd, fcntl.LOCK_UN)  # helpers share it, and may take a moment to end
+        os.close(self._copy.root_fd)
+        keeper_io.dismiss(self._mount.state)
         self._standing.say(self.last_word)

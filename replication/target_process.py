@@ -16,7 +16,7 @@ from typing import Any, Final
 from hotpair.cluster import record as records
 from hotpair.cluster import record_io
 from hotpair.cluster.record import Record
-from hotpair.replication import dirty_log, frames, linux_io
+from hotpair.replication import dirty_log, frames, keeper_io, linux_io
 from hotpair.replication.dirty_log import DirtyLogUnusable
 from hotpair.replication.dirty_log_io import DirtyLog
 from hotpair.replication.errors import BadConfiguration, LinkLost, ProtocolError, TargetFailed
@@ -74,6 +74,7 @@ class TargetProcess:
         self._lock = lock_state(options.state)
         self._record_path = os.path.join(options.state, "record")
         self.record = self._load_record()
+        keeper_io.take_away(options.state, options.directory)  # of a source that was killed here
         self._root_fd = open_root(options.directory, self.record.root if self.record is not None else None)
         self._root_identity = ensure_identity(self._root_fd)
         self._log_path = os.path.join(options.state, "dirty-log")

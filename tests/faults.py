@@ -255,7 +255,7 @@ class Link:
                 sock.close()
                 continue
             with self._lock:
-                self._sockets = [sock, other]
+                self._sockets += [sock, other]  # a closed one stays: shutting it down again does no harm
             for way, (one, two) in enumerate(((sock, other), (other, sock))):
                 threading.Thread(target=self._forward, args=(way, one, two), daemon=True).start()
 

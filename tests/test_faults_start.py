@@ -406,3 +406,31 @@ def test_tls_does_not_fit(certificates: str, of_source: str) -> None:
             assert log_of(process).count("\n") < 100, "the log fills with repetitions"
         healthy(pair)
         pair.stop()
+
+
+def test_directory_that_another_mirror_has_mounted(pair: MirrorPair) -> None:
+    """Neither a source nor a target with another state takes a healthy mirror's mount away."""
+    pair.start()
+    write_file(pair, "file")
+    for role, address in (("source", "--peer"), ("target", "--listen")):
+        state = f"{pair.base}/another-{role}"
+        os.mkdir(state)
+        arguments = [role, "--dir", pair.source_dir, "--state", state, address, "127.0.0.1:1"]
+        refused(pair, arguments, pair.source_dir, pair.source_state, "stop")
+    write_file(pair, "file", "b'after'")
+    healthy(pair)
+    equal_after_stop(pair)
+
+
+def test_target_where_a_source_was_killed(pair: MirrorPair) -> None:
+    """Its mount is taken away, and with it the lock that the keeper holds."""
+    pair.start()
+    write_file(pair, "file")
+    pair.kill_source()
+    assert mounts_below(pair.source_dir)
+    pair.kill_target()
+    pair.source_dir, pair.target_dir = pair.target_dir, pair.source_dir
+    pair.source_state, pair.target_state = pair.target_state, pair.source_state
+    pair.start_target()
+    assert not mounts_below(pair.target_dir)
+    assert visible(pair.target_dir) == ["file"]

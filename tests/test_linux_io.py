@@ -922,11 +922,16 @@ def test_flush_queue_reports_an_exhausted_system_and_leaks_nothing() -> None:
 FUSE_INIT, FUSE_OPENDIR, FUSE_FSYNCDIR = 26, 27, 30
 
 
+def readable(fd: int, timeout_s: float) -> bool:
+    """Whether something can be read within that time."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(timeout_s * 1000))
+
+
 def fuse_request(device: int, opcode: int) -> int:
     """Read the next request, which must be an `opcode`; returns its unique number."""
-    poll = select.poll()
-    poll.register(device, select.POLLIN)
-    assert poll.poll(10_000), "no request came"
+    assert readable(device, 10), "no request came"
     found, unique = struct.unpack_from("=4xIQ", os.read(device, 1 << 16))
     assert found == opcode
     assert isinstance(unique, int)
@@ -969,7 +974,7 @@ def test_flush_queue_does_not_wait_and_reports_the_error(held: tuple[int, int]) 
         pool.submit(queue.submit_flush, fd, 7, False).result(10)  # returns although nobody has answered
         unique = fuse_request(device, FUSE_FSYNCDIR)
         assert pool.submit(queue.completed).result(10) == []
-        assert not select.select([queue.fileno()], [], [], 0.05)[0]
+        assert not readable(queue.fileno(), 0.05)
         assert queue.pending == 1
         fuse_answer(device, unique, errno.EIO)
         assert wait_for(queue, 1) == [(7, -errno.EIO)]
