@@ -24,7 +24,8 @@ READS = """
     content = bytearray(random.Random(7).randbytes(size))
     f = os.open('file', os.O_RDWR)
     for number in range(400):
-        offset = draw.choice((draw.randrange(size), draw.randrange(size) & ~4095, size - draw.randrange(9000), size + 5))
+        offset = draw.randrange(size)
+        offset = draw.choice((offset, offset & ~4095, size - draw.randrange(9000), size + 5))
         length = draw.choice((1, 511, 4096, 5000, 70_000, 1 << 20))
         if number % 5 == 0:
             start = max(0, min(offset + draw.randrange(-6000, 6000), size - 3000))
