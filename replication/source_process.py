@@ -60,7 +60,9 @@ COLD_READERS: Final = 16
 TICK_S: Final = 0.1
 CONTROL_TIMEOUT_S: Final = 5.0
 NUMBERED: Final = frozenset({Kind.APPLIED, Kind.FLUSHED, Kind.CHECKED, Kind.FAILED})
-STRUCTURED: Final = frozenset({Kind.WELCOME, Kind.WANTED})  # whose fields come from the peer and are not numbers
+# Whose fields come from the peer and are not numbers
+STRUCTURED: Final = frozenset({Kind.WELCOME, Kind.WANTED, Kind.COMPARED, Kind.NAMES, Kind.HANDED_OVER})
+MALFORMED: Final = (LookupError, TypeError, ValueError, AttributeError)  # what fields of other types raise
 UNANSWERED: Final = " before it answered: do both servers have TLS, and each other's authority?"
 GREETING_S: Final = 2.0  # a verdict by time waits so long for the answer to a hello
 
@@ -322,7 +324,10 @@ class SourceProcess:
             except LinkLost as error:
                 self._link_lost(f"{error}{UNANSWERED if self._phase is Phase.GREETING else ''}")
             except ProtocolError as error:
-                self._link_lost(str(error))
+                reason = frames.text(str(error))
+                source.message(Kind.REFUSED, reason)
+                source.send()
+                self._link_lost(reason)
         return self._exit_code
 
     _paused = False
@@ -469,7 +474,7 @@ class SourceProcess:
     def _understand(self, fields: list[Any]) -> None:
         try:
             self._message(fields)
-        except (KeyError, TypeError, ValueError, records.RecordDamaged, records.RecordVersion) as error:
+        except (*MALFORMED, records.RecordDamaged, records.RecordVersion) as error:
             if fields[0] not in STRUCTURED:
                 raise
             raise ProtocolError(f"the peer sent a malformed {Kind(fields[0]).name}: {error!r}") from error
@@ -498,15 +503,15 @@ class SourceProcess:
             case Kind.HANDED_OVER if self._handover is not None and self._handover.asked:
                 self._take_answer(fields[1])
             case Kind.NOT_HANDED_OVER if self._handover is not None and self._handover.asked:
-                self._not_handed_over(f"the peer does not take over: {fields[1]}")
+                self._not_handed_over(f"the peer does not take over: {frames.text(fields[1])}")
             case Kind.TAKEN:
                 self._synchronised()
             case Kind.BUSY:
                 pass
             case Kind.FAILED:
-                self._target_failed(fields[2], fields[3], fields[4])
+                self._target_failed(fields[2], frames.text(fields[3]), fields[4] is True)
             case Kind.REFUSED:
-                self._refused(fields[1])
+                self._refused(frames.text(fields[1]))
             case _:
                 raise ProtocolError(f"the peer sent {Kind(kind).name}, which was not due")
 
@@ -553,10 +558,11 @@ class SourceProcess:
         meeting = self._meet(theirs, welcome["boot"])
         if meeting.source is not Side.ME:
             raise LinkLost(f"not reintegrated: {meeting.reason}")
+        marks = decode_marks(welcome["marks"] or [])  # before anything is done: the log may be busy for a moment
         unknown = welcome["marks"] is None or (welcome["marks"] and welcome["extent_shift"] != self.source.shift)
         full = meeting.copying is Copying.FULL or self._log.is_everything or bool(unknown)
         connection = self._connection
-        self.source.when_log_is_idle(lambda: self._begin(connection, welcome, full))
+        self.source.when_log_is_idle(lambda: self._begin(connection, marks, full))
 
     def _meet(self, theirs: Record | None, their_boot: str) -> Meeting:
         return records.meet(
@@ -568,14 +574,14 @@ class SourceProcess:
             preferred=Side.ME,
         )
 
-    def _begin(self, connection: Connection | None, welcome: dict[str, Any], full: bool) -> None:
+    def _begin(self, connection: Connection | None, marks: dirty_log.Marks, full: bool) -> None:
         """Durably log all that is to be copied, then have the target give up its claim to be consistent."""
         if self._connection is not connection:
             return
         self._full = full
         if full:
             self._log.set_everything()
-        for record in self._activity.union(decode_marks(welcome["marks"] or [])):
+        for record in self._activity.union(marks):
             self.source.stage(record)
         self.source.commit_marks_now()
         self._session = None
@@ -808,7 +814,7 @@ class SourceProcess:
         """The operator has put right what made the target fail."""
         self._give_up = False
         self._failure = 0
-        self._reconnect_at = 0.0
+        self._reconnect_at = self._ticked_at = 0.0  # at once
 
     def shut_down(self) -> None:
         """End cleanly, as on SIGTERM."""

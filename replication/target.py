@@ -21,7 +21,7 @@ from hotpair.replication.comparison import Comparison
 from hotpair.replication.errors import ProtocolError, TargetFailed
 from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import LENGTH, Kind
-from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, RECEIVE_BUFFER
+from hotpair.replication.limits import FLUSHES_AT_ONCE, MAX_MESSAGE, MAX_PAYLOAD, RECEIVE_BUFFER, SEND_HIGH_WATER
 from hotpair.replication.objects_io import (
     PRIVATE_NAME,
     Descriptors,
@@ -39,6 +39,7 @@ from hotpair.replication.write_back_io import STEP as WRITE_BACK_STEP
 log = logging.getLogger("hotpair.replication")
 
 LARGEST_FRAME: Final = LENGTH.size + MAX_MESSAGE + MAX_PAYLOAD
+ANSWERS_WAITING: Final = 10_000  # a small one takes a few hundred bytes of memory
 OPEN_FILES: Final = 2048  # files held open for writing; the least recently used is flushed and closed
 MAX_OFFSET: Final = (1 << 63) - 1
 READ_AHEAD: Final = 1 << 20  # bytes behind a comparison: a cold read would hold up the writes that wait behind it
@@ -95,6 +96,7 @@ class Target:
         self.applied = 0
         self.received_bytes = 0
         self.failed: str | None = None
+        self.admits_operations = False  # not before this copy is on record as inconsistent, or in sync in this session
         self.on_message: Callable[[list[Any]], None]
         self.on_failure: Callable[[int, OSError], None]
         self.on_flush_all: Callable[[int], None]
@@ -105,6 +107,7 @@ class Target:
         self._end = 0
         self._missing = RECEIVE_BUFFER
         self._open: OrderedDict[Replica, None] = OrderedDict()
+        self._flushes_asked = 0
         self._serial = 0  # of the session: an answer to an old one's flush is no answer to the new one
         comparison = Comparison(self)
         self._apply: dict[int, Callable[[list[Any]], None]] = {
@@ -140,6 +143,7 @@ class Target:
         if fresh:
             self._serial += 1
             self.applied = 0
+            self.admits_operations = False
             self._forget_all()
         self._acknowledged = self.applied
 
@@ -242,8 +246,17 @@ class Target:
             self.say(Kind.APPLIED, self.applied)
         if self.out:
             connection.send(self.out)
-        if connection.pending():
+        if connection.pending() and not self.congested:
             self.receive()
+
+    def acknowledge(self) -> None:
+        """Say how far this copy is when what has arrived is applied, even if it has not moved: once for any number."""
+        self._acknowledged = -1
+
+    @property
+    def congested(self) -> bool:
+        """The source does not take its answers: nothing more is received until it does."""
+        return len(self.out) > ANSWERS_WAITING or (len(self.out) > 16 and sum(map(len, self.out)) > SEND_HIGH_WATER)
 
     def say(self, *fields: Any) -> None:
         """Queue a message for the source."""
@@ -255,6 +268,7 @@ class Target:
             self.connection.send(self.out)
 
     def _operation(self, fields: list[Any]) -> None:
+        self._check_admitted()
         sequence = fields[1]
         if sequence != self.applied + 1:
             self._out_of_order(sequence)
@@ -269,6 +283,12 @@ class Target:
             # A field of another type than the protocol's. Nothing was applied: the calls check before they act.
             raise ProtocolError(f"the peer sent a malformed {Kind(fields[0]).name}: {error}") from error
         self.applied = sequence
+
+    def _check_admitted(self) -> None:
+        if not self.admits_operations:
+            raise ProtocolError(
+                "the peer sent an operation and has neither begun a reintegration nor resumed a session"
+            )
 
     def _out_of_order(self, sequence: object) -> None:
         raise ProtocolError(f"the peer sent operation {sequence!r} where {self.applied + 1} was due")
@@ -307,6 +327,8 @@ class Target:
         return item
 
     def _writable(self, sequence: int, identity: object) -> Replica:
+        # A new session knows nothing but the root, which is no file: its first write comes here, whoever sends it
+        self._check_admitted()
         item = self.known(identity)
         try:
             self._open_data(item)
@@ -477,10 +499,13 @@ class Target:
     def _flush(self, fields: list[Any]) -> None:
         _, sequence, identity, data_only = fields
         item = self.known(identity)
-
+        if self._flushes_asked >= FLUSHES_AT_ONCE:
+            raise ProtocolError(f"the peer asked for more than {FLUSHES_AT_ONCE} flushes at once")
+        self._flushes_asked += 1
         serial = self._serial
 
         def flushed(error: int) -> None:
+            self._flushes_asked -= 1
             if serial != self._serial:
                 return
             if error:
