@@ -435,17 +435,21 @@ def test_a_peer_that_takes_and_says_nothing() -> None:
 
 def test_a_peer_that_does_not_read() -> None:
     """In sync, then it reads nothing more under load: the writer waits, the queue is bounded."""
-    with FakeTarget() as fake, ThreadPoolExecutor(1) as pool:
-        with MirrorPair(source_arguments=["--peer", fake.address, "--stall-timeout", "1"]) as pair:
-            synchronised = pool.submit(fake.synchronise)
-            pair.start_source()
-            peer = synchronised.result(WAIT_S)
-            command = ["dd", "if=/dev/zero", f"of={pair.mount}/large", "bs=1M", "count=200"]
-            child = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=pair.environment())
-            said(pair.source, "link lost: no progress")
-            assert child.poll() is None, "acknowledged although nobody has it"
-            healthy(pair)
-            ask(pair.source_state, "go_alone")
-            assert wait_for_end(child, WAIT_S) and child.wait() == 0
-            healthy(pair)
-            peer.close()
+    with (
+        FakeTarget() as fake,
+        ThreadPoolExecutor(1) as pool,
+        MirrorPair(source_arguments=["--peer", fake.address, "--stall-timeout", "1"]) as pair,
+    ):
+        synchronised = pool.submit(fake.synchronise)
+        pair.start_source()
+        peer = synchronised.result(WAIT_S)
+        command = ["dd", "if=/dev/zero", f"of={pair.mount}/large", "bs=1M", "count=200"]
+        child = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=pair.environment())
+        said(pair.source, "link lost: no progress")
+        assert child.poll() is None, "acknowledged although nobody has it"
+        healthy(pair)
+        wait_until(lambda: status(pair.source_state)["state"] == "FROZEN", "it waits for a verdict")
+        ask(pair.source_state, "go_alone")
+        assert wait_for_end(child, WAIT_S) and child.wait() == 0
+        healthy(pair)
+        peer.close()

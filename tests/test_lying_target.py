@@ -11,7 +11,8 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import msgpack
 import psutil
@@ -23,6 +24,8 @@ from hotpair.cluster.record import Record
 from hotpair.replication import frames
 from hotpair.replication.frames import FIELDS, LENGTH, Kind
 from hotpair.replication.limits import FULL_FLUSHES_AT_ONCE, MAX_MESSAGE, MAX_PAYLOAD, MAX_TEXT
+from hotpair.replication.listing import Listing
+from hotpair.replication.target import Target
 from tests.faults import (
     JUNK,
     WAIT_S,
@@ -394,6 +397,41 @@ def test_junk_in_a_listing(pair: MirrorPair) -> None:
             outcome = source.outcome()
             still_there(pair, f"LISTING {place} = {value!r}", deaths, outcome)
     assert not deaths, f"{len(deaths)} ways to end the target:\n" + "\n".join(deaths)
+
+
+def test_parts_of_two_listings_are_not_mixed(pair: MirrorPair) -> None:
+    session = Session(pair)
+    with session as source:
+        attributes = [0o40755, 0, 0, 0, b"", [], 0]
+        source.operation(Kind.LISTING, session.folder, attributes, [], False)
+        source.operation(Kind.LISTING, ROOT, attributes, [], True)
+        answer = source.answer_until_end()[-1]
+        assert answer[0] == Kind.REFUSED and "another directory" in answer[1]
+    assert sorted(os.listdir(session.path)) == ["file", "link"]
+
+
+class Knowing:
+    """A target as far as a listing needs it until its last part has come: it knows every directory."""
+
+    def __init__(self, root_fd: int) -> None:
+        self.root_fd = root_fd
+
+    def known(self, identity: bytes) -> bytes:
+        return identity
+
+
+def test_a_listing_without_end_is_bounded(tmp_path: Path) -> None:
+    root_fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    listing = Listing(cast(Target, Knowing(root_fd)), limit=1 << 20)
+    entry = [b"n" * 200, FILE, [0o100644, 0, 0, 0, b"", [[b"user.x", b"y" * 1000]]], 0, 0, 1, False]
+    part = [Kind.LISTING, 1, FOLDER, [], [entry] * 100, False]
+    taken = itertools.count()
+    with pytest.raises(OSError, match="takes more than 1 MiB"):
+        while next(taken) < 100:
+            listing.apply(part)
+    assert 3 < next(taken) < 10
+    listing.close()
+    os.close(root_fd)
 
 
 def test_junk_in_messages(pair: MirrorPair) -> None:
