@@ -33,6 +33,7 @@ from hotpair.replication.dirty_log import TO_END_OF_FILE, Extents, Marks
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, PROTOCOL_VERSION
 from hotpair.replication.link_io import Delivery
+from hotpair.replication.marks_message import decode_marks
 from hotpair.replication.source import ALONE, FROZEN, PRIM, STOPPED
 from hotpair.replication.source_process import SourceProcess
 from tests.mirror_pair import MirrorPair
@@ -328,7 +329,7 @@ def test_marks_of_the_target_are_durable_before_it_is_told_to_begin(pair: Pair) 
     process.source, process._activity, process._log = stream.source, stream.activity, stream.log
     process._connection = None
     process.record = Record(generation=GENERATION, last_role="PRIM", boot="", configuration=b"", root=stream.identity)
-    process._begin(None, {"marks": [[b"m" * 16, [3, 5], True, False]]}, False)
+    process._begin(None, decode_marks([[b"m" * 16, [3, 5], True, False]]), False)
     assert events == ["log.commit.flush", Kind.BEGIN_REINTEGRATION]
     assert dirty_log.recover(read(f"{stream.base}/log")).marks.covers(b"m" * 16, 3, 5)
 
