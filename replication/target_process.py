@@ -185,8 +185,8 @@ class TargetProcess:
             target.send()
             if target.congested:
                 return
-        self._heard_at = time.monotonic()
         target.receive()
+        self._heard_at = time.monotonic()  # only now: the time that all this took here is not the source's silence
 
     def _tick(self, now: float) -> None:
         target = self.target
