@@ -7,7 +7,7 @@ TEST_PACKAGES := fio attr acl postgresql sqlite3 iproute2 openssl
 BENCH_PACKAGES := fio glusterfs-server glusterfs-client qemu-system-x86 qemu-utils qemu-block-extra qemu-system-common gcc libc6-dev openssl iproute2
 SOURCES := pyproject.toml $(shell find hotpair actors cluster replication hyperv -name '*.py')
 
-.PHONY: test lint types unit packages bench-packages bench torture peer-faults mutants clean
+.PHONY: test lint types unit packages bench-packages bench torture mutants clean
 
 test: packages lint types unit
 
@@ -56,10 +56,6 @@ bench: bench-packages
 
 torture: $(VENV)/installed packages
 	$(BIN)/pytest tests/torture.py -m long -o timeout=86400 $(TORTURE_ARGUMENTS)
-
-# A peer that lies, against each end: some of these still fail, so that they are not part of make test yet
-peer-faults: $(VENV)/installed packages
-	$(BIN)/pytest tests/faults_source.py tests/faults_target.py -o timeout=100
 
 mutants: $(VENV)/installed packages
 	$(BIN)/python tests/mutants.py $(MUTANT_ARGUMENTS)

@@ -18,7 +18,7 @@ from typing import Any
 import msgpack
 
 from hotpair.replication.errors import ProtocolError
-from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, PROTOCOL_VERSION
+from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, MAX_TEXT, PROTOCOL_VERSION
 
 LENGTH = Struct(">I")
 LENGTH_SIZE = LENGTH.size
@@ -200,6 +200,13 @@ def payload_size(fields: list[Any]) -> int:
     if type(size) is not int or not 0 < size <= MAX_PAYLOAD:
         raise ProtocolError(f"the peer announced a payload of {size!r} bytes, the limit is {MAX_PAYLOAD}")
     return size
+
+
+def text(value: object) -> str:
+    """A reason that the peer gives, as one printable line. Raises ProtocolError when it is no text."""
+    if type(value) is not str:
+        raise ProtocolError(f"the peer gave a reason that is a {type(value).__name__} and no text")
+    return "".join(letter if letter.isprintable() else " " for letter in value[:MAX_TEXT])
 
 
 def check_version(version: object) -> None:

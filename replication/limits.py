@@ -19,11 +19,14 @@ DESCRIPTORS_SPARE = 512  # of RLIMIT_NOFILE: sockets, helpers, logs and what is 
 PROTOCOL_VERSION = 1
 MAX_MESSAGE = 1 << 20  # the msgpack part of a frame; a listing is cut into parts that stay below it
 MAX_PAYLOAD = MAX_WRITE
+MAX_TEXT = 1000  # characters of a reason given by the peer, which is printed, logged and shown
 RECEIVE_BUFFER = 4 << 20  # holds the largest frame, and several when they come in a burst
 SEND_HIGH_WATER = 8 << 20  # above it no more requests are taken from the kernel
 HELLO_TIMEOUT_S = 10.0  # a peer that connects and says nothing must not hold the port
 STALL_TIMEOUT_S = 10.0  # no progress on outstanding operations for so long counts as a lost link
 FLUSH_TIMEOUT_S = 120.0  # a disk may take long over a flush; the target says that it is busy with one
+FLUSHES_AT_ONCE = 1024  # of files and directories, asked for and not answered; a good source has REQUEST_SLOTS
+FULL_FLUSHES_AT_ONCE = 16  # of the whole file system; each has a thread at the target
 BUSY_INTERVAL_S = 1.0  # how often a target that is busy with a flush says so
 PROBE_INTERVAL_S = 1.0  # an idle link is probed
 RECONNECT_INTERVAL_S = 0.25
@@ -40,6 +43,7 @@ CHUNK = 256 << 10
 CHUNK_RETRIES = 3  # after so many interrupted reads the loop reads the chunk itself
 CHUNKS_IN_WORK = 8
 LISTING_BYTES = 256 << 10  # of entries in one listing frame; a single entry may be larger
+DIRECTORY_BYTES = 512 << 20  # memory for one directory's listing at the target: about 700,000 files
 
 # --- Verify ---------------------------------------------------------------------------------------
 CHECKS_IN_FLIGHT = 2  # comparisons at the target, which a live write that comes behind them waits for

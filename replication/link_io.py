@@ -169,13 +169,14 @@ class Acceptor:
             try:
                 hello = read_hello(sock)
             except ProtocolError as error:
-                sock.sendall(frames.encode(Kind.REFUSED, str(error)))
+                sock.sendall(frames.encode(Kind.REFUSED, frames.text(str(error))))
                 raise
             connection = TlsConnection(sock) if isinstance(sock, ssl.SSLSocket) else PlainConnection(sock)
         except (OSError, ProtocolError) as error:
-            if (address[0], str(error)) != self._last_refusal:
-                log.warning("refused a connection from %s: %s (said once)", address[0], error)
-            self._last_refusal = address[0], str(error)
+            reason = frames.text(str(error))
+            if (address[0], reason) != self._last_refusal:
+                log.warning("refused a connection from %s: %s (said once)", address[0], reason)
+            self._last_refusal = address[0], reason
             sock.close()
         else:
             self._delivery.put((connection, hello))

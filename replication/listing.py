@@ -12,8 +12,11 @@ import stat
 from typing import Any, Final
 
 from hotpair.replication import linux_io, tree_io
+from hotpair.replication.errors import ProtocolError
 from hotpair.replication.frames import Kind
+from hotpair.replication.limits import DIRECTORY_BYTES
 from hotpair.replication.objects_io import (
+    IDENTITY_SIZE,
     O_PATH_FLAGS,
     PRIVATE_NAME,
     open_path,
@@ -25,14 +28,19 @@ from hotpair.replication.tree_io import Description
 
 WHOLE_XATTR: Final = b"trusted.hotpair.whole"  # on a file whose content has never been complete here
 WANTED_IDENTITIES: Final = 10_000  # identities in one WANTED message
+ENTRY_BYTES: Final = 700  # of memory for an entry, without what its strings hold
+MAX_NUMBER: Final = (1 << 63) - 1
 
 
 class Listing:
     """Applies LISTING operations; one directory's parts come one after the other."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, limit: int = DIRECTORY_BYTES) -> None:
         self._target = target
+        self._limit = limit
+        self._directory: bytes | None = None  # whose parts have begun to come
         self._entries: list[list[Any]] = []
+        self._size = 0  # bytes of memory that they take, about
         self._trash_fd = tree_io.private_directory(target.root_fd, b"trash")
         self._unfinished: set[bytes] = set()  # handles of files that were not complete here
 
@@ -43,12 +51,19 @@ class Listing:
     def apply(self, fields: list[Any]) -> None:
         """One part of a listing; the last one makes the directory equal."""
         _, _, directory, attributes, entries, last = fields
+        target = self._target
+        item = target.known(directory)
+        if self._directory not in (None, directory):
+            raise ProtocolError("the peer sent a part of another directory's listing before the last one of this")
+        self._size += sum(_check_entry(entry) for entry in entries)
+        if self._size > self._limit:
+            raise OSError(errno.E2BIG, f"the listing of a directory takes more than {self._limit >> 20} MiB here")
+        self._directory = directory
         self._entries += entries
         if not last:
             return
         wanted_entries, self._entries = self._entries, []
-        target = self._target
-        item = target.known(directory)
+        self._directory, self._size = None, 0
         wanted = self._make_equal(item, wanted_entries)
         fd = target.descriptors.get(item)
         *what, mtime_ns = attributes
@@ -204,6 +219,19 @@ class Listing:
         self.finish()
         for name in os.listdir(self._trash_fd):
             tree_io.remove_tree(self._trash_fd, os.fsencode(name))
+
+
+def _check_entry(entry: list[Any]) -> int:
+    """Bytes of memory that an entry takes, about. Raises TypeError or ValueError when it is none; nothing is changed
+    before all entries of a directory have been looked at."""
+    name, identity, (mode, uid, gid, device, link, xattrs), size, mtime_ns, links, hold = entry
+    numbers = (mode, uid, gid, device, size, mtime_ns, links)
+    texts = (name, identity, link, *(text for key, value in xattrs for text in (key, value)))
+    if not all(type(number) is int and -MAX_NUMBER <= number <= MAX_NUMBER for number in numbers):
+        raise TypeError("a number of an entry is none")
+    if not all(type(text) is bytes for text in texts) or len(identity) != IDENTITY_SIZE or type(hold) is not bool:
+        raise TypeError("an entry has fields of other types")
+    return ENTRY_BYTES + sum(map(len, texts)) + 200 * len(xattrs)
 
 
 def _description(raw: list[Any]) -> Description:

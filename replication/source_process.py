@@ -18,9 +18,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from hotpair.replication import fuse_io, linux_io
+from hotpair.replication import frames, fuse_io, linux_io
 from hotpair.replication.errors import LinkLost, ProtocolError
 from hotpair.replication.flusher_io import Flusher
+from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import DESCRIPTORS_SPARE, SPIN_S
 from hotpair.replication.link_io import Connector, Delivery
@@ -152,7 +153,10 @@ class SourceProcess:
             except LinkLost as error:
                 session.link_lost(f"{error}{UNANSWERED if session.phase is Phase.GREETING else ''}")
             except ProtocolError as error:
-                session.link_lost(str(error))
+                reason = frames.text(str(error))
+                source.message(Kind.REFUSED, reason)
+                source.send()
+                session.link_lost(reason)
         return self._exit_code
 
     def _take(self) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hotpair.cluster import record as records
 from hotpair.cluster.record import Copying, Meeting, Record, Side
-from hotpair.replication import frames
+from hotpair.replication import dirty_log, frames
 from hotpair.replication.errors import LinkLost, ProtocolError
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.helper_io import Helper
@@ -44,7 +44,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("hotpair.replication")
 
 NUMBERED: Final = frozenset({Kind.APPLIED, Kind.FLUSHED, Kind.CHECKED, Kind.FAILED})
-STRUCTURED: Final = frozenset({Kind.WELCOME, Kind.WANTED})  # whose fields come from the peer and are not numbers
+# Whose fields come from the peer and are not numbers
+STRUCTURED: Final = frozenset({Kind.WELCOME, Kind.WANTED, Kind.COMPARED, Kind.NAMES, Kind.HANDED_OVER})
+MALFORMED: Final = (LookupError, TypeError, ValueError, AttributeError)  # what fields of other types raise
 UNANSWERED: Final = " before it answered: do both servers have TLS, and each other's authority?"
 GREETING_S: Final = 2.0  # a verdict by time waits so long for the answer to a hello
 
@@ -274,7 +276,7 @@ class Session:
     def _understand(self, fields: list[Any]) -> None:
         try:
             self._message(fields)
-        except (KeyError, TypeError, ValueError, records.RecordDamaged, records.RecordVersion) as error:
+        except (*MALFORMED, records.RecordDamaged, records.RecordVersion) as error:
             if fields[0] not in STRUCTURED:
                 raise
             raise ProtocolError(f"the peer sent a malformed {Kind(fields[0]).name}: {error!r}") from error
@@ -303,15 +305,15 @@ class Session:
             case Kind.HANDED_OVER if self.verdicts.handover is not None and self.verdicts.handover.asked:
                 self.verdicts.handed_over(fields[1])
             case Kind.NOT_HANDED_OVER if self.verdicts.handover is not None and self.verdicts.handover.asked:
-                self.verdicts.not_handed_over(f"the peer does not take over: {fields[1]}")
+                self.verdicts.not_handed_over(f"the peer does not take over: {frames.text(fields[1])}")
             case Kind.TAKEN:
                 self._synchronised()
             case Kind.BUSY:
                 pass
             case Kind.FAILED:
-                self._target_failed(fields[2], fields[3], fields[4])
+                self._target_failed(fields[2], frames.text(fields[3]), fields[4] is True)
             case Kind.REFUSED:
-                self._refused(fields[1])
+                self._refused(frames.text(fields[1]))
             case _:
                 raise ProtocolError(f"the peer sent {Kind(kind).name}, which was not due")
 
@@ -357,10 +359,11 @@ class Session:
         meeting = self._meet(theirs, welcome["boot"])
         if meeting.source is not Side.ME:
             raise LinkLost(f"not reintegrated: {meeting.reason}")
+        marks = decode_marks(welcome["marks"] or [])  # before anything is done: the log may be busy for a moment
         unknown = welcome["marks"] is None or (welcome["marks"] and welcome["extent_shift"] != self._source.shift)
         full = meeting.copying is Copying.FULL or self._copy.log.is_everything or bool(unknown)
         connection = self.connection
-        self._source.marks.when_idle(lambda: self._begin(connection, welcome, full))
+        self._source.marks.when_idle(lambda: self._begin(connection, marks, full))
 
     def _meet(self, theirs: Record | None, their_boot: str) -> Meeting:
         return records.meet(
@@ -372,14 +375,14 @@ class Session:
             preferred=Side.ME,
         )
 
-    def _begin(self, connection: Connection | None, welcome: dict[str, Any], full: bool) -> None:
+    def _begin(self, connection: Connection | None, marks: dirty_log.Marks, full: bool) -> None:
         """Durably log all that is to be copied, then have the target give up its claim to be consistent."""
         if self.connection is not connection:
             return
         self._full = full
         if full:
             self._copy.log.set_everything()
-        for record in self._copy.activity.union(decode_marks(welcome["marks"] or [])):
+        for record in self._copy.activity.union(marks):
             self._source.marks.stage(record)
         self._source.marks.commit_now()
         self._identity = None

@@ -16,13 +16,15 @@ Events = list[tuple[int, int]]
 
 GIVE_UP: Final = 16  # this many fruitless spins more than fruitful ones: sleep at once for a while
 RETRY: Final = 64  # and after so many sleeps, try whether spinning helps again
+TRIAL: Final = 2  # fruitless spins in such a trial
 
 
 class Spinner:
-    """Polls again and again for a short time, while that pays."""
+    """Polls again and again for a short time, while that pays. ``clock``: monotonic, in seconds."""
 
-    def __init__(self, spin_s: float) -> None:
+    def __init__(self, spin_s: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self._spin_s = spin_s
+        self._clock = clock
         self._credit = GIVE_UP
         self._sleeps = 0
 
@@ -36,13 +38,14 @@ class Spinner:
             if self._sleeps < RETRY:
                 return events
             self._sleeps = 0
-            self._credit = 2
-        end = time.perf_counter() + self._spin_s
-        while time.perf_counter() < end:
+            self._credit = TRIAL
+        clock = self._clock
+        end = clock() + self._spin_s
+        while clock() < end:
             events = poll(0)
             if events:
                 if self._credit < GIVE_UP:
                     self._credit += 1
                 return events
-        self._credit -= 0
+        self._credit -= 1
         return events

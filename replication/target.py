@@ -20,7 +20,7 @@ from hotpair.replication import frames, linux_io
 from hotpair.replication.errors import ProtocolError, TargetFailed
 from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import LENGTH, Kind
-from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, RECEIVE_BUFFER
+from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, RECEIVE_BUFFER, SEND_HIGH_WATER
 from hotpair.replication.objects_io import (
     PRIVATE_NAME,
     Descriptors,
@@ -36,6 +36,7 @@ from hotpair.replication.write_back_io import STEP as WRITE_BACK_STEP
 log = logging.getLogger("hotpair.replication")
 
 LARGEST_FRAME: Final = LENGTH.size + MAX_MESSAGE + MAX_PAYLOAD
+ANSWERS_WAITING: Final = 10_000  # a small one takes a few hundred bytes of memory
 OPEN_FILES: Final = 2048  # files held open for writing; the least recently used is flushed and closed
 MAX_OFFSET: Final = (1 << 63) - 1
 
@@ -91,6 +92,7 @@ class Target:
         self.applied = 0
         self.received_bytes = 0
         self.failed: str | None = None
+        self.admits_operations = False  # not before this copy is on record as inconsistent, or in sync in this session
         self.on_message: Callable[[list[Any]], None]
         self.on_failure: Callable[[int, OSError], None]
         self.on_flush_all: Callable[[int], None]
@@ -113,6 +115,7 @@ class Target:
         if fresh:
             self.serial += 1
             self.applied = 0
+            self.admits_operations = False
             self._forget_all()
         self._acknowledged = self.applied
 
@@ -215,8 +218,17 @@ class Target:
             self.say(Kind.APPLIED, self.applied)
         if self.out:
             connection.send(self.out)
-        if connection.pending():
+        if connection.pending() and not self.congested:
             self.receive()
+
+    def acknowledge(self) -> None:
+        """Say how far this copy is when what has arrived is applied, even if it has not moved: once for any number."""
+        self._acknowledged = -1
+
+    @property
+    def congested(self) -> bool:
+        """The source does not take its answers: nothing more is received until it does."""
+        return len(self.out) > ANSWERS_WAITING or (len(self.out) > 16 and sum(map(len, self.out)) > SEND_HIGH_WATER)
 
     def say(self, *fields: Any) -> None:
         """Queue a message for the source."""
@@ -228,6 +240,7 @@ class Target:
             self.connection.send(self.out)
 
     def _operation(self, fields: list[Any]) -> None:
+        self._check_admitted()
         sequence = fields[1]
         if sequence != self.applied + 1:
             self._out_of_order(sequence)
@@ -242,6 +255,12 @@ class Target:
             # A field of another type than the protocol's. Nothing was applied: the calls check before they act.
             raise ProtocolError(f"the peer sent a malformed {Kind(fields[0]).name}: {error}") from error
         self.applied = sequence
+
+    def _check_admitted(self) -> None:
+        if not self.admits_operations:
+            raise ProtocolError(
+                "the peer sent an operation and has neither begun a reintegration nor resumed a session"
+            )
 
     def _out_of_order(self, sequence: object) -> None:
         raise ProtocolError(f"the peer sent operation {sequence!r} where {self.applied + 1} was due")
@@ -281,6 +300,8 @@ class Target:
         return item
 
     def _writable(self, sequence: int, identity: object) -> Replica:
+        # A new session knows nothing but the root, which is no file: its first write comes here, whoever sends it
+        self._check_admitted()
         item = self.known(identity)
         try:
             self.open_data(item)

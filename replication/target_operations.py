@@ -17,7 +17,7 @@ from hotpair.replication import linux_io, tree_io
 from hotpair.replication.comparison import Comparison
 from hotpair.replication.errors import ProtocolError
 from hotpair.replication.frames import Kind
-from hotpair.replication.limits import MAX_PAYLOAD
+from hotpair.replication.limits import FLUSHES_AT_ONCE, MAX_PAYLOAD
 from hotpair.replication.objects_io import open_path, proc_path, read_identity
 from hotpair.replication.tree_io import Description
 
@@ -35,6 +35,7 @@ class Operations:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._fd = target.descriptors.get
+        self._flushes_asked = 0
         comparison = Comparison(target)
         self.apply: dict[int, Callable[[list[Any]], None]] = {
             Kind.TRUNCATE: self._truncate,
@@ -166,10 +167,13 @@ class Operations:
     def _flush(self, fields: list[Any]) -> None:
         _, sequence, identity, data_only = fields
         item = self._target.known(identity)
-
+        if self._flushes_asked >= FLUSHES_AT_ONCE:
+            raise ProtocolError(f"the peer asked for more than {FLUSHES_AT_ONCE} flushes at once")
+        self._flushes_asked += 1
         serial = self._target.serial
 
         def flushed(error: int) -> None:
+            self._flushes_asked -= 1
             if serial != self._target.serial:
                 return
             if error:

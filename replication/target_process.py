@@ -25,6 +25,7 @@ from hotpair.replication.frames import Kind
 from hotpair.replication.limits import (
     BUSY_INTERVAL_S,
     DESCRIPTORS_SPARE,
+    FULL_FLUSHES_AT_ONCE,
     HANDOVER_CLOSE_S,
     PROTOCOL_VERSION,
     SPIN_S,
@@ -89,9 +90,11 @@ class TargetProcess:
         self._epoll = select.epoll()
         self._spinner = Spinner(SPIN_S)
         self._handlers: dict[int, Callable[[], None]] = {}
-        self._writes_watched = False
+        self._watched = select.EPOLLIN  # what is waited for on the connection
         self._session: bytes | None = None  # the session in which this copy is in sync
+        self._begun = False  # a reintegration, on the present connection
         self._offered: bytes | None = None  # the session that the present connection would begin
+        self._offered_root = b""  # the identity of its root directory
         self._flushing_all = 0
         self._said_busy_at = 0.0
         self._heard_at = time.monotonic()
@@ -140,11 +143,7 @@ class TargetProcess:
                     handler = handlers.get(fd)
                     if handler is not None:
                         handler()
-                connection = target.connection
-                if connection is not None and connection.wants_write != self._writes_watched:
-                    self._writes_watched = connection.wants_write
-                    wanted = select.EPOLLIN | (select.EPOLLOUT if self._writes_watched else 0)
-                    self._epoll.modify(connection.fileno(), wanted)
+                self._watch_connection()
             except (LinkLost, ProtocolError, TargetFailed) as error:
                 self._link_lost(error)
             now = time.monotonic()
@@ -156,6 +155,17 @@ class TargetProcess:
     def _watch(self, fd: int, handler: Callable[[], None]) -> None:
         self._handlers[fd] = handler
         self._epoll.register(fd, select.EPOLLIN)
+
+    def _watch_connection(self) -> None:
+        connection = self.target.connection
+        if connection is None:
+            return
+        wanted = select.EPOLLOUT if connection.wants_write else 0
+        if not wanted or not self.target.congested:
+            wanted |= select.EPOLLIN
+        if wanted != self._watched:
+            self._watched = wanted
+            self._epoll.modify(connection.fileno(), wanted)
 
     def _signalled(self, _signal: int, _frame: object) -> None:
         self._delivery.put(self._stop)
@@ -171,8 +181,13 @@ class TargetProcess:
                 self._greeted(*item)
 
     def _receive(self) -> None:
-        self._heard_at = time.monotonic()
-        self.target.receive()
+        target = self.target
+        if target.connection is not None and target.connection.wants_write:
+            target.send()
+            if target.congested:
+                return
+        target.receive()
+        self._heard_at = time.monotonic()  # only now: the time that all this took here is not the source's silence
 
     def _tick(self, now: float) -> None:
         target = self.target
@@ -198,23 +213,22 @@ class TargetProcess:
         """A peer has said hello: admit it, or refuse it with the reason. The old session ends first, all of it."""
         reason = self._objection(hello)
         if reason is not None:
+            reason = frames.text(reason)
             log.warning("refused the source: %s", reason)
             self._refuse(connection, reason)
             return
         resume = self._session is not None and hello.get("session") == self._session
         if self.target.connection is not None:
             self._drop_connection()
-        if self.record is None and self._root_identity != hello["root"]:
-            write_identity(self._root_fd, hello["root"])
-            self._root_identity = hello["root"]
-            self.target.adopt_root(hello["root"])
         self._offered = hello["new_session"]
+        self._offered_root = hello["root"]
         if not resume:
             self._session = None
             self.target.listing.close()
             self.target.listing = Listing(self.target)
         self.target.attach(connection, fresh=not resume)
-        self._writes_watched = False
+        self._begun = False
+        self._watched = select.EPOLLIN
         self._heard_at = time.monotonic()
         self._watch(connection.fileno(), self._receive)
         marks, shift = self._own_marks()
@@ -302,10 +316,10 @@ class TargetProcess:
         if self._taken_over_at is not None:  # the answer has arrived, or nobody waits for it any more
             self._stop()
             return
-        self._say(f"link lost: {error}")
-        self.reason = str(error)
+        self.reason = frames.text(str(error))
+        self._say(f"link lost: {self.reason}")
         if isinstance(error, ProtocolError):
-            self.target.say(Kind.REFUSED, str(error))
+            self.target.say(Kind.REFUSED, self.reason)
             self._try_to_send()
         if isinstance(error, ProtocolError | TargetFailed):
             self._session = None
@@ -322,7 +336,7 @@ class TargetProcess:
     def _message(self, fields: list[Any]) -> None:
         match fields[0]:
             case Kind.PROBE:
-                self.target.say(Kind.APPLIED, self.target.applied)
+                self.target.acknowledge()
             case Kind.BEGIN_REINTEGRATION:
                 self._begin(fields[1])
             case Kind.OFFER_SYNC:
@@ -330,17 +344,23 @@ class TargetProcess:
             case Kind.HANDOVER:
                 self._take_over(fields[1])
             case Kind.BYE:
-                self._say(f"the source has stopped: {fields[1]}")
+                self._say(f"the source has stopped: {frames.text(fields[1])}")
             case Kind.REFUSED:
-                raise LinkLost(f"the source refused: {fields[1]}")
+                raise LinkLost(f"the source refused: {frames.text(fields[1])}")
             case kind:
                 raise ProtocolError(f"the peer sent {Kind(kind).name}, which is not for a target")
 
     def _begin(self, generation: object) -> None:
         """Before the first byte changes: inconsistent, durably, in the source's generation. Then our log may go."""
-        if type(generation) is not bytes or len(generation) != IDENTITY_SIZE:
-            raise ProtocolError("the peer's generation is not 16 bytes")
+        if type(generation) is not bytes or len(generation) != IDENTITY_SIZE or generation == bytes(IDENTITY_SIZE):
+            raise ProtocolError("the peer's generation is none")
+        if self._begun or self._session is not None or self._taken_over_at is not None:
+            raise ProtocolError("the peer began a reintegration a second time")
         if self.record is None:
+            if self._root_identity != self._offered_root:
+                write_identity(self._root_fd, self._offered_root)
+                self._root_identity = self._offered_root
+                self.target.adopt_root(self._offered_root)
             self._store(
                 Record(
                     generation=generation,
@@ -355,28 +375,30 @@ class TargetProcess:
             self._store(records.begin_reintegration_as_target(self.record, generation))
         if os.path.exists(self._log_path):
             os.unlink(self._log_path)
+        self._begun = True
+        self.target.admits_operations = True
         self._say("state REINTEGRATING")
         self.target.say(Kind.INCONSISTENT, generation)
 
-    def _take_sync(self, encoded: bytes) -> None:
-        if self.record is None or not self.record.inconsistent:
+    def _take_sync(self, encoded: object) -> None:
+        if self.record is None or not self.record.inconsistent or not self._begun:
             raise ProtocolError("the peer offered sync without a reintegration")
-        try:
-            theirs = records.decode(encoded)
-        except (records.RecordDamaged, records.RecordVersion) as error:
-            raise ProtocolError(f"the peer's record: {error}") from error
+        theirs = _record_of_peer(encoded)
+        if theirs.root != self.record.root:
+            raise ProtocolError("the peer offered sync with another module")
+        if not theirs.in_sync or theirs.solo or theirs.inconsistent or theirs.outdated:
+            raise ProtocolError("the peer offered sync, and its own record does not say that it is in sync")
+        if self.record.generation not in (theirs.generation, theirs.base):  # it takes a new one after we have begun
+            raise ProtocolError("the peer offered sync in another generation than the one that it began")
         self._store(records.take_sync_as_target(self.record, theirs, boot=self._boot))
         self._session = self._offered
         self.reason = ""
         self._say("state SECOND")
         self.target.say(Kind.TAKEN, encoded)
 
-    def _take_over(self, encoded: bytes) -> None:
+    def _take_over(self, encoded: object) -> None:
         """The source hands the module over: make this copy the primary, durably, then say so."""
-        try:
-            theirs = records.decode(encoded)
-        except (records.RecordDamaged, records.RecordVersion) as error:
-            raise ProtocolError(f"the peer's record: {error}") from error
+        theirs = _record_of_peer(encoded)
         record = self.record
         if record is None or self._session is None or not record.in_sync or record.outdated or record.inconsistent:
             self.target.say(Kind.NOT_HANDED_OVER, "its copy is not in sync")
@@ -388,13 +410,14 @@ class TargetProcess:
         taken = records.take_over(record, theirs, boot=self._boot)
         self._store(taken)
         self._session = None
+        self.target.admits_operations = False
         self._taken_over_at = time.monotonic()
         self.reason = "this server has taken over"
         self.target.say(Kind.HANDED_OVER, records.encode(taken))
 
     def _failed(self, sequence: int, error: OSError) -> None:
         """An operation failed. Say so only when it is on record that this copy is outdated, or say that it is not."""
-        text = f"operation {sequence} failed: {error.strerror}"
+        text = frames.text(f"operation {sequence} failed: {error.strerror}")
         self._say(f"failed: {text}")
         self.reason = text
         outdated = False
@@ -415,6 +438,8 @@ class TargetProcess:
 
     def _flush_all(self, sequence: int) -> None:
         """Flush the whole file system from a thread, and say that we are busy meanwhile."""
+        if self._flushing_all >= FULL_FLUSHES_AT_ONCE:
+            raise ProtocolError(f"the peer asked for more than {FULL_FLUSHES_AT_ONCE} flushes of everything at once")
         self._flushing_all += 1
         connection = self.target.connection
 
@@ -464,3 +489,13 @@ class TargetProcess:
         self._drop_connection()
         linux_io.syncfs(self._root_fd)
         self._say("stopped" if self._taken_over_at is None else "handed over")
+
+
+def _record_of_peer(encoded: object) -> Record:
+    """The record in a message. Raises ProtocolError."""
+    if type(encoded) is not bytes:
+        raise ProtocolError("the peer's record is no bytes")
+    try:
+        return records.decode(encoded)
+    except (records.RecordDamaged, records.RecordVersion) as error:
+        raise ProtocolError(f"the peer's record: {error}") from error

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 
 from hotpair.replication import comparison, frames, helper, linux_io
 from hotpair.replication.dirty_log import Extents, Metadata
+from hotpair.replication.errors import ProtocolError
 from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import CHECKS_IN_FLIGHT, LISTING_BYTES, LOOKS, OBJECTS_PER_CHECK
@@ -123,6 +124,7 @@ class Verification:
 
     def answered_by_target(self, fields: list[Any]) -> None:
         """CHECKED, COMPARED or NAMES. One that nobody waits for is the answer to a run that was stopped."""
+        _check_answer(fields)
         answered = self._asked.pop(fields[1], None)
         if answered is not None:
             answered(fields[2] if fields[0] != Kind.NAMES else (fields[2], fields[3]))
@@ -385,3 +387,24 @@ def _entry(directory_fd: int, name: bytes) -> Entry:
         return helper.describe_entry(name, fd)
     finally:
         os.close(fd)
+
+
+def _check_answer(fields: list[Any]) -> None:
+    """Raise ProtocolError unless the fields are of the protocol's types: what is made of them is used later."""
+    kind, sequence, answer = fields[:3]
+    match kind:
+        case Kind.CHECKED:
+            right = answer is None or type(answer) is bool
+        case Kind.COMPARED:
+            right = answer is None or (type(answer) is list and all(_is_difference(one) for one in answer))
+        case _:
+            right = type(answer) is list and type(fields[3]) is int and all(type(name) is bytes for name in answer)
+    if type(sequence) is not int or not right:
+        raise ProtocolError(f"the peer sent a malformed {Kind(kind).name}")
+
+
+def _is_difference(one: Any) -> bool:
+    """Whether it is a name and what differs."""
+    if type(one) is not list or len(one) != 2 or type(one[0]) is not bytes or type(one[1]) is not list:
+        return False
+    return all(type(what) is str for what in one[1])

@@ -56,19 +56,16 @@ def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = WAIT_
         time.sleep(0.005)
 
 
-def said(process: MirrorProcess | None, text: str, times: int = 1) -> None:
-    """Wait until a process has printed a line with this text, so many times."""
+def said(process: MirrorProcess | None, text: str, times: int = 1, after: int = 0) -> None:
+    """Wait until a process has printed a line with this text, so many times, behind its first ``after`` lines."""
     assert process is not None
 
     def done() -> bool:
-        assert process.running or _count(process, text) >= times, f"{process.role} has ended: {process.said}"
-        return _count(process, text) >= times
+        enough = sum(text in line for line in process.said[after:]) >= times
+        assert enough or process.running, f"{process.role} has ended: {process.said}"
+        return enough
 
     wait_until(done, f"{process.role} says {text!r}; it said {process.said}")
-
-
-def _count(process: MirrorProcess, text: str) -> int:
-    return sum(text in line for line in list(process.said))
 
 
 def log_of(process: MirrorProcess) -> str:
@@ -89,8 +86,13 @@ def logged(process: MirrorProcess | None, *words: str) -> None:
 
 def status(state: str) -> dict[str, Any]:
     """The answer to `status` on a control socket."""
+    return ask(state, "status")
+
+
+def ask(state: str, command: str) -> dict[str, Any]:
+    """The answer to any command on a control socket. MirrorError when there is none."""
     with ControlClient(state) as control:
-        return control.ask("status")
+        return control.ask(command)
 
 
 def visible(directory: str) -> list[str]:
@@ -350,6 +352,13 @@ class Peer:
             seen.append(fields)
         raise AssertionError(f"the connection ended before {kind.name}, after {seen}")
 
+    def has_ended(self) -> bool:
+        """Whether the other end has closed the connection, and all that it sent was received."""
+        try:
+            return readable(self.sock, 0) and self.sock.recv(1, socket.MSG_PEEK) == b""
+        except ConnectionResetError:
+            return True
+
     def answer_until_end(self, timeout_s: float = 5.0) -> list[list[Any]]:
         """Everything that comes until the connection ends. AssertionError when it goes on for longer."""
         found = []
@@ -436,17 +445,21 @@ class FakeTarget:
         self._listener = socket.create_server(("127.0.0.1", self._port.number))
         self._listener.settimeout(WAIT_S)
         self.address = f"127.0.0.1:{self._port.number}"
+        self.applied = 0  # the last operation that was acknowledged
+        self.source_state: str | None = None  # of a source that runs: it is asked to connect at once
 
     def accept(self) -> tuple[Peer, dict[str, Any]]:
         """The next connection, and the hello on it."""
         while True:
+            if self.source_state is not None and not readable(self._listener, 0):
+                ask(self.source_state, "retry")
             sock, _ = self._listener.accept()
             peer = Peer(sock)
             hello = peer.receive()
-            if hello is not None:
+            if hello is not None and not peer.has_ended():
                 assert hello[0] == Kind.HELLO, hello
                 return peer, hello[2]
-            peer.close()  # of a source that has ended meanwhile
+            peer.close()  # of a source that has ended or given up meanwhile
 
     @staticmethod
     def welcome(**changes: Any) -> dict[str, Any]:
@@ -469,12 +482,23 @@ class FakeTarget:
                 self.apply(peer, fields)
         raise AssertionError("the source has closed the connection before it was in sync")
 
-    @staticmethod
-    def apply(peer: Peer, fields: list[Any]) -> None:
+    def resume(self) -> Peer:
+        """Take a connection and go on with the session in which the source knows us to be in sync."""
+        peer, hello = self.accept()
+        assert hello["session"] is not None, "the source has gone on alone"
+        peer.send(Kind.WELCOME, PROTOCOL_VERSION, self.welcome(resume=True, applied=self.applied))
+        return peer
+
+    def apply(self, peer: Peer, fields: list[Any]) -> None:
         """Pretend to apply one operation."""
+        self.applied = fields[1]
         peer.send(Kind.APPLIED, fields[1])
         if fields[0] == Kind.LISTING and fields[-1]:
             peer.send(Kind.WANTED, fields[2], [], True)
+        elif fields[0] == Kind.CHECK:
+            peer.send(Kind.CHECKED, fields[1], False)
+        elif fields[0] == Kind.CHECK_OBJECTS:
+            peer.send(Kind.COMPARED, fields[1], [])
         elif fields[0] in (Kind.FLUSH, Kind.FLUSH_ALL):
             peer.send(Kind.FLUSHED, fields[1])
 

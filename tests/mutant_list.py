@@ -15,6 +15,7 @@ WALK = "tests/test_stream_walk.py::"
 LOG = "tests/test_dirty_log.py::"
 ACTIVITY = "tests/test_activity.py::"
 RECORD = "tests/test_record.py::"
+LYING = "tests/test_lying_target.py::"
 POSIX = "tests/test_posix_difference.py::"
 
 SOURCE, SOURCE_PROCESS = "replication/source.py", "replication/source_process.py"
@@ -146,8 +147,8 @@ ACKNOWLEDGEMENTS = (
         "A read does not see a write that was sent and not yet applied here.",
         (
             TAP_FILES,
-            "node = self._nodes.handles[number].node\n        if self._source.has_local_writes:\n            self._source.apply_local()\n        if node.cold",
-            "node = self._nodes.handles[number].node\n        if node.cold",
+            "node = self._nodes.handles[number].node\n        if self._source.has_local_writes:\n            self._source.apply_local()\n        data = ",
+            "node = self._nodes.handles[number].node\n        data = ",
         ),
         tests=(CONTRACT + "test_read_sees_the_write_that_was_sent_and_not_yet_applied",),
     ),
@@ -563,8 +564,8 @@ STREAMING = (
         "The target applies what an old session still has in its socket.",
         (
             TARGET_PROCESS,
-            "        if self.target.connection is not None:\n            self._drop_connection()\n        if self.record is None",
-            "        old = self.target.connection\n        self.target.connection = None\n        if self.record is None",
+            "        if self.target.connection is not None:\n            self._drop_connection()\n        self._offered = ",
+            "        old = self.target.connection\n        self.target.connection = None\n        self._offered = ",
         ),
         (
             TARGET_PROCESS,
@@ -702,8 +703,8 @@ DECISIONS = (
         "The target says that it is inconsistent before it has stored it.",
         (
             TARGET_PROCESS,
-            "        if self.record is None:\n            self._store(\n                Record(",
-            "        self.target.say(Kind.INCONSISTENT, generation)\n        self.target.send()\n        if self.record is None:\n            self._store(\n                Record(",
+            "        if self.record is None:\n            if self._root_identity != ",
+            "        self.target.say(Kind.INCONSISTENT, generation)\n        self.target.send()\n        if self.record is None:\n            if self._root_identity != ",
         ),
         (
             TARGET_PROCESS,
@@ -737,10 +738,22 @@ DECISIONS = (
         "A target that did not begin a reintegration takes the offer of sync.",
         (
             TARGET_PROCESS,
-            "        if self.record is None or not self.record.inconsistent:\n            raise",
+            "        if self.record is None or not self.record.inconsistent or not self._begun:\n            raise",
             "        if self.record is None:\n            raise",
         ),
         tests=(CONTRACT + "test_sync_is_not_taken_without_a_reintegration",),
+    ),
+    mutant(
+        "operations are applied without a reintegration",
+        "A target changes a copy that is not on record as inconsistent.",
+        (TARGET, "            self.admits_operations = False\n", "            self.admits_operations = True\n"),
+        tests=(LYING + "test_nothing_changes_before_the_copy_is_on_record_as_inconsistent",),
+    ),
+    mutant(
+        "any sync is taken",
+        "A target takes an offer of sync from a source that is not in sync itself.",
+        (TARGET_PROCESS, "if not theirs.in_sync or theirs.solo or", "if theirs.solo or"),
+        tests=(LYING + "test_offer_of_sync_that_does_not_fit",),
     ),
     mutant(
         "sync is offered before the target has flushed",
@@ -803,7 +816,7 @@ DECISIONS = (
         "What the target has written by itself stays on it after the reintegration.",
         (
             SESSION,
-            'self._copy.activity.union(decode_marks(welcome["marks"] or []))',
+            "self._copy.activity.union(marks)",
             "self._copy.activity.union(decode_marks([]))",
         ),
         tests=(

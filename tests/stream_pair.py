@@ -317,6 +317,7 @@ class StreamPair:
             self._close_listing()
             self.target.listing = Listing(self.target)
         self.target.attach(cast(Connection, WireEnd(self.to_source, self.to_target)), fresh=fresh)
+        self.target.admits_operations = True
         self.source.connection = cast(Connection, WireEnd(self.to_target, self.to_source))
 
     def cut(self, reason: str = "") -> None:

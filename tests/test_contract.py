@@ -27,12 +27,13 @@ import pytest
 from hotpair.cluster import record as records
 from hotpair.cluster import record_io
 from hotpair.cluster.record import Record
-from hotpair.replication import dirty_log, frames
+from hotpair.replication import dirty_log, frames, linux_io
 from hotpair.replication import fuse_abi as abi
 from hotpair.replication.dirty_log import TO_END_OF_FILE, Extents, Marks
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, PROTOCOL_VERSION
 from hotpair.replication.link_io import Delivery
+from hotpair.replication.marks_message import decode_marks
 from hotpair.replication.modes import ALONE, FROZEN, PRIM, STOPPED
 from hotpair.replication.source_copy import OwnCopy
 from hotpair.replication.source_process import SourceProcess
@@ -44,6 +45,7 @@ from tests.stream_vm import Inode, Request, Vm
 from tests.test_linux_io import waits_for_write_back
 
 ANSWER_S = 30.0  # a process that has not answered by then, on a machine that others use too, will not
+FULL_FLUSH_S = 120.0  # flushing a file system on which others write, too
 QUIET_S = 0.4  # what has not come by then is not on its way: a loop's turn takes a thousandth of it
 
 Pair = tuple[StreamPair, Vm]
@@ -330,7 +332,7 @@ def test_marks_of_the_target_are_durable_before_it_is_told_to_begin(pair: Pair) 
     copy.record = Record(generation=GENERATION, last_role="PRIM", boot="", configuration=b"", root=stream.identity)
     session = Session.__new__(Session)
     session._source, session._copy, session.connection = stream.source, copy, None
-    session._begin(None, {"marks": [[b"m" * 16, [3, 5], True, False]]}, False)
+    session._begin(None, decode_marks([[b"m" * 16, [3, 5], True, False]]), False)
     assert events == ["log.commit.flush", Kind.BEGIN_REINTEGRATION]
     assert dirty_log.recover(read(f"{stream.base}/log")).marks.covers(b"m" * 16, 3, 5)
 
@@ -999,10 +1001,11 @@ def test_sync_is_not_taken_without_a_reintegration(source: FakeSource) -> None:
     source.come_in_sync()
     source.peer.close()
     before = source.record()
-    assert source.greet()[0] == Kind.WELCOME
-    source.offer(b"h" * 16)
-    assert Kind.TAKEN not in source.peer.until_end()
-    assert source.record() == before
+    for generation in (GENERATION, b"h" * 16):
+        assert source.greet()[0] == Kind.WELCOME
+        source.offer(generation)
+        assert Kind.TAKEN not in source.peer.until_end()
+        assert source.record() == before
 
 
 @pytest.mark.parametrize("stored", [True, False], ids=["recorded", "cannot be recorded"])
@@ -1073,9 +1076,9 @@ def test_target_refuses_a_directory_that_is_not_the_modules(source: FakeSource) 
 # --- a source process; the test plays the target ----------------------------------------------------------------------
 
 
-def wait_until(condition: Callable[[], bool]) -> bool:
+def wait_until(condition: Callable[[], bool], timeout_s: float = ANSWER_S) -> bool:
     """Wait for what another process does and no event tells of."""
-    until = time.monotonic() + ANSWER_S
+    until = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > until:
             return False
@@ -1333,6 +1336,7 @@ class Between:
         self.port = self._listener.getsockname()[1]
         self.keep: Kind | None = None
         self.kept: list[list[Any]] = []
+        self.has_kept = threading.Event()
         self._source: socket.socket
         threading.Thread(target=self._run, daemon=True).start()
 
@@ -1360,6 +1364,7 @@ class Between:
             while (fields := peer.receive(1e6)) is not None:
                 if fields[0] == self.keep:
                     self.kept.append(fields)
+                    self.has_kept.set()
                 else:
                     source.sendall(frames.encode(*fields))
         except OSError:
@@ -1376,14 +1381,14 @@ class Between:
         self._listener.close()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_marks_leave_the_log_when_both_copies_have_flushed() -> None:
     """64 marks are allowed: with 100, some leave, but not while the target's answer to the flush is kept."""
     with MirrorPair() as mirror:
         between = Between(mirror)
         mirror.source_arguments += ["--hot-extents", "64", "--extent-size", str(EXTENT)]
         mirror.source_arguments += ["--peer", f"127.0.0.1:{between.port}"]
-        below = os.open(mirror.source_dir, os.O_PATH)
+        below = os.open(mirror.source_dir, os.O_RDONLY | os.O_DIRECTORY)
         mirror.start()
         between.keep = Kind.FLUSHED
 
@@ -1396,12 +1401,15 @@ def test_marks_leave_the_log_when_both_copies_have_flushed() -> None:
         with open(f"{mirror.mount}/file", "wb", buffering=0) as file:
             for number in range(100):
                 os.pwrite(file.fileno(), b"x", number * EXTENT)
-        assert wait_until(lambda: between.kept != [])
-        time.sleep(QUIET_S)
-        assert marked() >= 100
+            assert between.has_kept.wait(FULL_FLUSH_S)
+            linux_io.syncfs(below)  # now the source's own flush has ended too, or does while the next mark is committed
+            for number in range(100, 110):  # each answered after its mark was, and with it all that came before
+                os.pwrite(file.fileno(), b"x", number * EXTENT)
+        assert marked() >= 110
         between.release()
-        assert wait_until(lambda: marked() < 100)
+        assert wait_until(lambda: marked() < 110, FULL_FLUSH_S)
         with open(f"{mirror.target_dir}/other", "rb") as there, open(f"/proc/self/fd/{below}/other", "rb") as here:
+            # It was written before the first mark left, so that the flush must have been one of it as well
             assert not waits_for_write_back(there.fileno()) and not waits_for_write_back(here.fileno())
         os.close(below)
         mirror.stop()

@@ -249,6 +249,7 @@ class Reader:
         os.close(file)
         theirs, self.socket = socket.socketpair()
         self.target.attach(PlainConnection(theirs), fresh=True)
+        self.target.admits_operations = True
         self._end_flushes()
         self.feed(frames.encode(Kind.DECLARE, 1, self.file, self.identity, b"file"))
 
