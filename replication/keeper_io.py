@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Final, NamedTuple
 
-from hotpair.replication import keeper
+from hotpair.replication import fuse_io, keeper
 
 SOCKET_NAME: Final = "keeper.sock"
 TIMEOUT_S: Final = 5.0
@@ -64,6 +64,21 @@ def adopt(state: str) -> Kept | None:
     for fd in fds:
         os.set_inheritable(fd, False)
     return kept
+
+
+def let_go(state: str, directory: bytes) -> None:
+    """This server is the target from now on: end the mount that a killed source has left here, if there is one.
+
+    Only a mount whose keeper is in our own state directory, which is locked, is certainly not in use any more.
+    """
+    kept = adopt(state)
+    if kept is None:
+        return
+    fcntl.flock(kept.root_fd, fcntl.LOCK_UN)  # the keeper shares it, and may take a moment to end
+    close(kept)
+    if fuse_io.is_mounted(directory):
+        fuse_io.abort_connection(fuse_io.connection_number(directory))
+        fuse_io.unmount(directory)
 
 
 def close(kept: Kept) -> None:

@@ -31,6 +31,7 @@ from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.handover import Handover
 from hotpair.replication.helper_io import Helper
+from hotpair.replication.layout_io import open_data
 from hotpair.replication.limits import (
     DESCRIPTORS_SPARE,
     MAX_MESSAGE,
@@ -44,7 +45,7 @@ from hotpair.replication.limits import (
 from hotpair.replication.link_io import Connector, Delivery
 from hotpair.replication.marks_message import decode_marks
 from hotpair.replication.nodes import Node
-from hotpair.replication.objects_io import ensure_identity, largest_file, new_identity, open_root
+from hotpair.replication.objects_io import ensure_identity, largest_file, new_identity
 from hotpair.replication.process_io import boot_id, descriptor_limit, lock_state
 from hotpair.replication.reader_io import Reader
 from hotpair.replication.reintegration import Reintegration
@@ -116,7 +117,7 @@ class SourceProcess:
         stored = self._load_record()
         known_root = stored.root if stored is not None else None
         kept = self._adoptable()
-        self._root_fd = kept.root_fd if kept is not None else open_root(options.directory, known_root)
+        self._root_fd = kept.root_fd if kept is not None else open_data(options.directory, known_root)
         self._largest_file = largest_file(self._root_fd)
         self._instance = new_identity()
         self._boot = boot_id()
