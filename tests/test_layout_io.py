@@ -33,6 +33,7 @@ COMMANDS = {"protect": protect, "unprotect": unprotect}
 def base() -> Iterator[str]:
     """A directory on a real file system; whatever is mounted or immutable in it goes with it."""
     path = tempfile.mkdtemp(prefix="hotpair-layout-", dir=BASE_PARENT)
+    os.chmod(path, 0o755)
     yield path
     for point, _, _ in mounts_below(path):
         system_calls.umount_lazily(os.fsencode(point))
@@ -312,7 +313,7 @@ def test_names_that_cannot_be(base: str, vm: str, command: Command) -> None:
     refused(command, f"{base}/missing", "not a directory")
     refused(command, f"{vm}/disks/a", "is not a directory")
     refused(command, f"{base}/missing/vm", "No such file")
-    refused(command, f"{base}/{'n' * 248}", "at most 247")
+    refused(command, f"{base}/{'n' * 247}", "at most 246")
     os.symlink(vm, f"{base}/link")
     refused(command, f"{base}/link", "symbolic link", f"name {vm}")
     os.symlink(base, f"{base}/around")
