@@ -135,17 +135,16 @@ class Layout:
 
     # --- changing -------------------------------------------------------------------------------------------------
 
-    def reach(self, goal: Goal, before_exchange: Callable[[], None] = lambda: None) -> Kind:
-        """Do what is left to do, step by step; what the named directory is then. Raises BadConfiguration."""
+    def reach(self, goal: Goal, before_exchange: Callable[[], None] = lambda: None) -> None:
+        """Do what is left to do, step by step. Raises BadConfiguration."""
         with said(self._shown):
             self._calls.flush("what an earlier run did", self._parent_fd)
             for _ in range(LONGEST_PLAN):
-                named = self.named_kind()
-                step = layout.decide(goal, named, self.sibling_kind(), not self._not_closable)
+                step = layout.decide(goal, self.named_kind(), self.sibling_kind(), not self._not_closable)
                 if isinstance(step, Refusal):
                     self._refuse(step)
                 if step is Step.DONE:
-                    return named
+                    return
                 if step is Step.EXCHANGE:
                     before_exchange()
                 with said(f"{self._shown}: to {step.value}"):
@@ -266,7 +265,7 @@ def said(what: str) -> Iterator[None]:
         raise BadConfiguration(f"{what}: {error.strerror}. Nothing is lost: put that right and run it again") from error
 
 
-def open_data(directory: bytes, expected: bytes | None) -> int:
+def open_data(directory: bytes, expected: bytes | None, calls: Calls | None = None) -> int:
     """The data of a module, as `open_root`: beside the named directory where that is protected, in it otherwise.
 
     What a dead mirror has left mounted there is taken away. Raises BadConfiguration and WrongDirectory.
@@ -275,16 +274,15 @@ def open_data(directory: bytes, expected: bytes | None) -> int:
         raise BadConfiguration(f"--dir {os.fsdecode(directory)}: {layout.SIBLING_NAMED}")
     if layout.objection_to_name(directory) is not None:
         return open_root(directory, expected)  # it cannot have a sibling
-    with Layout(directory) as place:
+    with Layout(directory, calls) as place:
         if place.covering() and place.sibling_kind() is Kind.ABSENT:
             return open_root(directory, expected)  # a plain directory that is a file system of its own
         place.check(Goal.USE)
-        opened = place.data()
-        root_fd = open_root(opened, expected)
+        root_fd = open_root(place.data(), expected)
         try:
             place.uncover()
-            protected = place.reach(Goal.USE) in layout.POINTS
-            if is_point(root_fd) or protected != (opened == place.sibling):
+            place.reach(Goal.USE)
+            if not os.path.samestat(os.fstat(root_fd), os.stat(place.data())):  # until it was locked it could change
                 raise BadConfiguration(f"--dir {os.fsdecode(directory)}: somebody else changes it: start again")
         except MirrorError:
             os.close(root_fd)

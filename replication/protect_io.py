@@ -70,6 +70,8 @@ def locked(place: Layout) -> Iterator[None]:
 
 def checked_path(text: str) -> bytes:
     """The directory's path, if it can be one of a module. Raises BadConfiguration; looks at no mount of a mirror."""
+    if os.geteuid() != 0:
+        raise BadConfiguration(f"--dir {text}: only root can protect a directory or take that back: run it as root")
     path = os.path.abspath(text)
     directory = os.fsencode(path)
     objection = layout.objection_to_name(directory)

@@ -496,6 +496,23 @@ def test_the_identity_is_that_of_the_sibling(vm: str) -> None:
         open_data(os.fsencode(vm), known)
 
 
+@pytest.mark.parametrize("protected", [False, True])
+def test_a_directory_that_changes_while_it_is_opened(vm: str, protected: bool) -> None:
+    """What was opened and locked must still be the data afterwards."""
+    if protected:
+        protect(vm)
+
+    class Other(Calls):
+        def flush(self, label: str, fd: int) -> None:
+            if label == "what an earlier run did":  # opened, and not yet looked at again
+                system_calls.clear_immutable(vm)
+                os.rename(sibling(vm) if protected else vm, f"{vm}-was-opened")
+                os.mkdir(sibling(vm) if protected else vm)
+
+    refused(lambda path: [str(open_data(os.fsencode(path), None, Other()))], vm, "somebody else changes it")
+    assert os.path.exists(f"{vm}-was-opened/disks/a")
+
+
 def test_the_copy_is_shown_read_only(vm: str) -> None:
     os.mknod(f"{vm}/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
     shutil.copy("/bin/id", f"{vm}/id")
@@ -594,6 +611,24 @@ def test_mark_is_not_left_on_the_data(vm: str) -> None:
 
 
 # --- command line -------------------------------------------------------------------------------------------------
+
+
+def test_only_root(base: str) -> None:
+    os.mkdir(f"{base}/users")
+    os.chown(f"{base}/users", 1234, 1234)
+    code = f"""
+import os
+from hotpair.replication.errors import BadConfiguration
+from hotpair.replication.protect_io import protect
+os.setuid(1234)
+try:
+    protect({base + "/users"!r})
+except BadConfiguration as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert "run it as root" in done.stdout
+    assert os.listdir(base) == ["users"]
 
 
 def test_commands(vm: str, capsys: pytest.CaptureFixture[str]) -> None:
