@@ -11,6 +11,7 @@ import sys
 from typing import Final, NamedTuple
 
 from hotpair.replication import fuse_io, keeper
+from hotpair.replication.layout import sibling_of
 
 SOCKET_NAME: Final = "keeper.sock"
 TIMEOUT_S: Final = 5.0
@@ -69,10 +70,14 @@ def adopt(state: str) -> Kept | None:
 def let_go(state: str, directory: bytes) -> None:
     """This server is the target from now on: end the mount that a killed source has left here, if there is one.
 
-    Only a mount whose keeper is in our own state directory, which is locked, is certainly not in use any more.
+    Only a mount whose keeper is in our own state directory, which is locked, is certainly not in use any more; and only
+    if the keeper holds the data of this directory.
     """
     kept = adopt(state)
     if kept is None:
+        return
+    if os.readlink(b"/proc/self/fd/%d" % kept.root_fd) not in (directory, sibling_of(directory)):
+        close(kept)
         return
     fcntl.flock(kept.root_fd, fcntl.LOCK_UN)  # the keeper shares it, and may take a moment to end
     close(kept)

@@ -207,6 +207,25 @@ def test_a_killed_source_is_adopted_and_its_directory_stays_closed(pair: MirrorP
     equal(pair)
 
 
+def test_a_target_takes_no_mount_but_its_own(pair: MirrorPair) -> None:
+    """Started in a killed source's state directory with the mount of another module as --dir, it changes nothing."""
+    with MirrorPair() as other:
+        protect(other.source_dir)
+        other.start()
+        pair.start()
+        pair.kill_source()
+        wrong = ["--state", pair.source_state, "--listen", "127.0.0.1:9"]
+        code, error = run(pair, "target", other.source_dir, *wrong)
+        assert code == 2 and "another mirror process uses it" in error, error
+        assert mounts_below(pair.source_dir)
+        write(other, "still", "here")
+        pair.start_source()
+        assert pair.source is not None and "adopted the mount" in pair.source.said
+        other.stop()
+        assert compare_copies(beside(other.source_dir), other.target_dir) == []
+        pair.stop()
+
+
 def test_a_mount_whose_keeper_died_too_is_replaced(pair: MirrorPair) -> None:
     """Then nobody holds the data any more, and the mount only says that it is not connected."""
     pair.start()
