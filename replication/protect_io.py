@@ -32,8 +32,8 @@ def protect(text: str, calls: Calls | None = None) -> list[str]:
             told.append(f"opened meanwhile, and not through the mirror: end {users.found[0]}")
         if users.hidden:
             told.append(
-                f"whether it is in use by process {', '.join(map(str, users.hidden))} could not be seen: run this with "
-                "all rights of root, or make sure yourself"
+                f"whether it is in use by process {', '.join(map(str, users.hidden))} could not be seen (it has more "
+                "rights than this command, or open paths that are too long): make sure yourself"
             )
         return [*told, place.weakness] if place.weakness else told
 

@@ -5,6 +5,7 @@ Found by looking through /proc once. Who opens something a moment later is not f
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Users(NamedTuple):
     """What was found."""
 
     found: list[User]
-    hidden: list[int]  # processes that may not be looked at: they have more rights than we have (ptrace(2))
+    hidden: list[int]  # of which not all can be seen: they have more rights than we (ptrace(2)), or too long paths
 
 
 def users_of(directory: bytes) -> Users:
@@ -51,8 +52,11 @@ def users_of(directory: bytes) -> Users:
             if namespace not in seen_in:
                 seen_in[namespace] = appearances(read_table(name), holder.device, place)
             paths = seen_in[namespace]
-            used = next((path for path in _open_paths(name) if any(is_within(path, at) for at in paths)), None)
-            if used is not None:
+            opened = list(_open_paths(name))
+            used = next((path for path in opened if path and any(is_within(path, at) for at in paths)), None)
+            if used is None and None in opened:
+                users.hidden.append(int(name))
+            elif used is not None:
                 with open(f"/proc/{name}/comm", encoding="utf-8", errors="replace") as file:
                     users.found.append(User(int(name), file.read().strip(), used))
         except _GONE:
@@ -62,14 +66,21 @@ def users_of(directory: bytes) -> Users:
     return users
 
 
-def _open_paths(process: str) -> Iterator[bytes]:
-    """The paths of what a process has open: descriptors, working and root directory, mapped files."""
+def _open_paths(process: str) -> Iterator[bytes | None]:
+    """The paths of what a process has open: descriptors, working and root directory, mapped files.
+
+    None for a path that is too long to be told (more than PATH_MAX).
+    """
     base = f"/proc/{process}"
     for entry in ("cwd", "root", *(f"fd/{number}" for number in os.listdir(f"{base}/fd"))):
         try:
             yield os.fsencode(os.readlink(f"{base}/{entry}"))
         except _GONE:  # closed meanwhile, or a kernel thread's
             continue
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            yield None
     with open(f"{base}/maps", "rb") as file:
         for line in file:
             fields = line.rstrip(b"\n").split(None, 5)

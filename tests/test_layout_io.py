@@ -457,6 +457,24 @@ def test_in_use_in_another_mount_namespace(vm: str, base: str) -> None:
         refused(protect, vm, f"in use by process {number} (")
 
 
+DEEP = """
+os.chdir({path!r})
+for _ in range(25):
+    os.mkdir('d' * 200)
+    os.chdir('d' * 200)
+"""
+
+
+def test_in_use_at_a_path_that_is_too_long(vm: str) -> None:
+    """It cannot be seen where a process works then, so it is named; what else it has open is seen."""
+    with process(DEEP.format(path=vm)) as number:
+        told = protect(vm)
+        assert any(str(number) in line and HIDDEN in line for line in told)
+    unprotect(vm)
+    with process("os.chdir('/')\n" + DEEP.format(path=f"{vm}/disks") + f"f = open({vm + '/disks/a'!r})") as number:
+        refused(protect, vm, f"in use by process {number} (")
+
+
 def test_opened_in_the_moment_of_the_exchange_is_told(vm: str) -> None:
     with contextlib.ExitStack() as stack:
 
