@@ -292,6 +292,11 @@ def open_data(directory: bytes, expected: bytes | None, calls: Calls | None = No
         return root_fd
 
 
+def has_sibling(directory: bytes) -> bool:
+    """Whether something is beside the directory: then `open_data` locks that before it takes any mount away."""
+    return os.path.lexists(layout.sibling_of(directory))
+
+
 def show(directory: bytes, root_fd: int) -> None:
     """Show a target's copy, whose root is open, read only at a protected directory. Nothing at a plain one."""
     if layout.objection_to_name(directory) is None:

@@ -31,7 +31,7 @@ from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.handover import Handover
 from hotpair.replication.helper_io import Helper
-from hotpair.replication.layout_io import open_data
+from hotpair.replication.layout_io import has_sibling, open_data
 from hotpair.replication.limits import (
     DESCRIPTORS_SPARE,
     MAX_MESSAGE,
@@ -208,7 +208,7 @@ class SourceProcess:
             fcntl.flock(kept.root_fd, fcntl.LOCK_UN)  # the keeper shares it, and may take a moment to end
             os.close(kept.fuse_fd)
             os.close(kept.root_fd)
-        if fuse_io.is_mounted(self.options.directory):
+        if fuse_io.is_mounted(self.options.directory) and not has_sibling(self.options.directory):
             fuse_io.abort_connection(fuse_io.connection_number(self.options.directory))
             fuse_io.unmount(self.options.directory)
         return None

@@ -226,17 +226,44 @@ def test_a_target_takes_no_mount_but_its_own(pair: MirrorPair) -> None:
         pair.stop()
 
 
+def test_a_second_source_takes_no_mount_away(pair: MirrorPair) -> None:
+    """With another state directory it cannot adopt the mount; the data is locked, so it is in use."""
+    pair.start()
+    code, error = run(pair, "source", pair.source_dir, "--state", f"{pair.base}/second", "--peer", "127.0.0.1:9")
+    assert code == 2 and "another mirror process uses it" in error, error
+    write(pair, "still", "here")
+    pair.stop()
+    equal(pair)
+
+
 def test_a_mount_whose_keeper_died_too_is_replaced(pair: MirrorPair) -> None:
     """Then nobody holds the data any more, and the mount only says that it is not connected."""
     pair.start()
     write(pair, "new", "x")
     pair.kill_source()
-    keepers = [number for number in processes_marked(pair.mark) if "keeper.py" in command_line(number)]
-    assert len(keepers) == 1
-    end_process(keepers[0], TIMEOUT_S)
+    kill_keeper(pair)
+    assert mounts_below(pair.source_dir)
+    pair.start_source()
+    assert on_mount(pair, "print(open('new').read())") == "x\n"
+    pair.stop()
+    closed(pair.source_dir)
+    equal(pair)
+
+
+def test_unprotected_when_mirror_and_keeper_died(pair: MirrorPair) -> None:
+    pair.start()
+    write(pair, "new", "x")
+    pair.kill_source()
+    kill_keeper(pair)
     assert mounts_below(pair.source_dir)
     unprotect(pair.source_dir)
     assert content(pair.source_dir, "new") == "x" and mounts_below(pair.source_dir) == []
+
+
+def kill_keeper(pair: MirrorPair) -> None:
+    keepers = [number for number in processes_marked(pair.mark) if "keeper.py" in command_line(number)]
+    assert len(keepers) == 1
+    end_process(keepers[0], TIMEOUT_S)
 
 
 def command_line(number: int) -> str:
