@@ -1,9 +1,12 @@
-"""The two foreground commands: one module's source or target, without Ray and without a configuration file.
+"""The foreground commands: one module's source or target, without Ray and without a configuration file.
 
     python -m hotpair.replication target --dir DIR --state DIR --listen HOST:PORT
     python -m hotpair.replication source --dir DIR --state DIR --peer HOST:PORT [--alone-after SECONDS]
+    python -m hotpair.replication protect --dir DIR
+    python -m hotpair.replication unprotect --dir DIR
 
-Each prints ``ready`` when it is, and what happens afterwards, a line each. SIGTERM unmounts and ends cleanly.
+Source and target each print ``ready`` when they are, and what happens afterwards, a line each. SIGTERM unmounts and
+ends cleanly.
 """
 
 from __future__ import annotations
@@ -20,11 +23,13 @@ from hotpair.replication.control import ControlServer, source_commands, target_c
 from hotpair.replication.errors import BadConfiguration, MirrorError
 from hotpair.replication.fuse_io import mount_at
 from hotpair.replication.limits import EXTENT_SIZE, EXTENT_SIZE_LARGEST, EXTENT_SIZE_SMALLEST, HOT_EXTENTS
+from hotpair.replication.protect_io import protect, unprotect
 from hotpair.replication.source_process import SourceProcess
 from hotpair.replication.source_start import SourceOptions
 from hotpair.replication.target_process import TargetOptions, TargetProcess
 from hotpair.replication.transport_io import TlsFiles, parse_address
 
+LAYOUT_COMMANDS = {"protect": protect, "unprotect": unprotect}
 UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 
@@ -41,6 +46,10 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
     source = commands.add_parser("source", help="mount over DIR and replicate what is written there")
     target = commands.add_parser("target", help="hold the copy")
+    protect_command = commands.add_parser("protect", help="move the data beside DIR: nothing is there without a mirror")
+    unprotect_command = commands.add_parser("unprotect", help="move the data back into DIR")
+    for command in (protect_command, unprotect_command):
+        command.add_argument("--dir", required=True, help="the module's directory")
     for command in (source, target):
         command.add_argument("--dir", required=True, help="the module's directory")
         command.add_argument("--state", required=True, help="where the durable record and the dirty log are kept")
@@ -142,9 +151,8 @@ def directory(text: str) -> bytes:
     return os.fsencode(path)
 
 
-def build(arguments: list[str]) -> tuple[SourceProcess | TargetProcess, str]:
-    """The mirror process that the arguments describe, and its state directory. Raises MirrorError."""
-    options = parser().parse_args(arguments)
+def build(options: argparse.Namespace) -> tuple[SourceProcess | TargetProcess, str]:
+    """The mirror process that the options describe, and its state directory. Raises MirrorError."""
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
@@ -191,10 +199,15 @@ def say(text: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Run one of the two commands; the exit code."""
+    """Run one of the commands; the exit code."""
     sys.setswitchinterval(0.0001)  # a thread that wants the interpreter's lock gets it soon
     try:
-        process, state = build(arguments)
+        options = parser().parse_args(arguments)
+        if options.command in LAYOUT_COMMANDS:
+            for line in LAYOUT_COMMANDS[options.command](options.dir):
+                say(line)
+            return 0
+        process, state = build(options)
     except MirrorError as error:
         print(f"hotpair: {error}", file=sys.stderr)
         return 2

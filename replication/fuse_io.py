@@ -9,7 +9,7 @@ import os
 from typing import Final, NamedTuple
 
 from hotpair.replication import fuse_abi as abi
-from hotpair.replication import linux_io
+from hotpair.replication import linux_io, mounts_io
 from hotpair.replication.errors import BadConfiguration
 from hotpair.replication.limits import MAX_WRITE, PAGE, REQUEST_SLOTS
 from hotpair.replication.nodes import Node
@@ -103,21 +103,10 @@ def mount_at(target: bytes) -> Mount | None:
 
     Read from the mount table (proc(5), mountinfo), because a look at the mount itself could wait for ourselves.
     """
-    found = None
-    with open("/proc/self/mountinfo", "rb") as file:
-        for line in file:
-            fields = line.split()
-            if _unescaped(fields[4]) != target:
-                continue
-            kind, source = fields[fields.index(b"-") + 1 :][:2]
-            ours = kind == b"fuse.hotpair"
-            number = int(fields[2].partition(b":")[2])
-            found = Mount(_unescaped(source).removeprefix(SOURCE_PREFIX), number) if ours else None
-    return found
-
-
-def _unescaped(field: bytes) -> bytes:
-    return field.decode("unicode_escape").encode("latin-1")
+    mounted = mounts_io.mounted_at(mounts_io.read_table(), target)
+    if not mounted or mounted[-1].kind != b"fuse.hotpair":
+        return None
+    return Mount(mounted[-1].source.removeprefix(SOURCE_PREFIX), int(mounted[-1].device.partition(b":")[2]))
 
 
 def abort_connection(number: int) -> None:

@@ -17,7 +17,8 @@ from hotpair.replication.activity import ActivityLog
 from hotpair.replication.dirty_log import DirtyLogUnusable
 from hotpair.replication.dirty_log_io import DirtyLog, DirtyLogFailed
 from hotpair.replication.errors import BadConfiguration
-from hotpair.replication.objects_io import ensure_identity, largest_file, new_identity, open_root
+from hotpair.replication.layout_io import open_data
+from hotpair.replication.objects_io import ensure_identity, largest_file, new_identity
 from hotpair.replication.process_io import boot_id
 from hotpair.replication.source_marks import MarkCommits
 from hotpair.replication.source_start import SourceOptions, adoptable
@@ -34,7 +35,7 @@ class OwnCopy:
         stored = self._load_record()
         known_root = stored.root if stored is not None else None
         self.kept = adoptable(options)
-        self.root_fd = self.kept.root_fd if self.kept is not None else open_root(options.directory, known_root)
+        self.root_fd = self.kept.root_fd if self.kept is not None else open_data(options.directory, known_root)
         self.largest_file = largest_file(self.root_fd)
         self.boot = boot_id()
         self.root_identity = ensure_identity(self.root_fd)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from hotpair.cluster import record as records
 from hotpair.cluster import record_io
 from hotpair.cluster.record import Record
-from hotpair.replication import dirty_log, frames, keeper_io, linux_io
+from hotpair.replication import dirty_log, frames, keeper_io, layout_io, linux_io
 from hotpair.replication.dirty_log import DirtyLogUnusable
 from hotpair.replication.dirty_log_io import DirtyLog
 from hotpair.replication.errors import BadConfiguration, LinkLost, ProtocolError, TargetFailed
@@ -40,7 +40,6 @@ from hotpair.replication.objects_io import (
     ensure_identity,
     largest_file,
     new_identity,
-    open_root,
     write_identity,
 )
 from hotpair.replication.process_io import boot_id, descriptor_limit, lock_state
@@ -76,7 +75,7 @@ class TargetProcess:
         self._record_path = os.path.join(options.state, "record")
         self.record = self._load_record()
         keeper_io.take_away(options.state, options.directory)  # of a source that was killed here
-        self._root_fd = open_root(options.directory, self.record.root if self.record is not None else None)
+        self._root_fd = layout_io.open_data(options.directory, self.record.root if self.record is not None else None)
         self._root_identity = ensure_identity(self._root_fd)
         self._log_path = os.path.join(options.state, "dirty-log")
         self._largest_file = largest_file(self._root_fd)
@@ -101,6 +100,7 @@ class TargetProcess:
         self._ended = False
         self._taken_over_at: float | None = None  # this server is the source from now on; another process will be it
         self.reason = "no source yet"
+        layout_io.show(options.directory, self._root_fd)
 
     def _make_target(self) -> Target:
         target = Target(
@@ -488,6 +488,7 @@ class TargetProcess:
         self._acceptor.close()
         self._drop_connection()
         linux_io.syncfs(self._root_fd)
+        layout_io.hide(self.options.directory)
         self._say("stopped" if self._taken_over_at is None else "handed over")
 
 

@@ -396,6 +396,9 @@ def leave_nothing(mark: str, base: str) -> None:
     abort_mounts_below(base)
     assert not mounts_below(base)
     if os.path.exists(base):
+        for entry in os.scandir(base):
+            if entry.is_dir(follow_symlinks=False):  # the mount point of a protected directory cannot be removed
+                system_calls.clear_immutable(entry.path)
         shutil.rmtree(base)
 
 

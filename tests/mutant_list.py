@@ -16,6 +16,7 @@ LOG = "tests/test_dirty_log.py::"
 ACTIVITY = "tests/test_activity.py::"
 RECORD = "tests/test_record.py::"
 LYING = "tests/test_lying_target.py::"
+LAYOUT = "tests/test_layout_io.py::"
 POSIX = "tests/test_posix_difference.py::"
 
 SOURCE, SOURCE_PROCESS = "replication/source.py", "replication/source_process.py"
@@ -29,6 +30,7 @@ TAP, TAP_FILES, TAP_NAMES = "replication/tap_fuse.py", "replication/tap_files.py
 TAP_DIRECTORIES, TAP_ATTRIBUTES = "replication/tap_directories.py", "replication/tap_attributes.py"
 TAP_SET_ID = "replication/tap_set_id.py"
 MARKS, MARKS_IO, ACTIVE = "replication/dirty_log.py", "replication/dirty_log_io.py", "replication/activity.py"
+LAYOUT_PURE, LAYOUT_IO, MOUNTS = "replication/layout.py", "replication/layout_io.py", "replication/mounts_io.py"
 OBJECTS, FRAMES, DURABLE = "replication/objects_io.py", "replication/frames.py", "cluster/record.py"
 
 
@@ -655,8 +657,8 @@ DECISIONS = (
         "A target starts on another directory although its record knows the right one.",
         (
             TARGET_PROCESS,
-            "open_root(options.directory, self.record.root if self.record is not None else None)",
-            "open_root(options.directory, None)",
+            "layout_io.open_data(options.directory, self.record.root if self.record is not None else None)",
+            "layout_io.open_data(options.directory, None)",
         ),
         tests=(CONTRACT + "test_target_refuses_a_directory_that_is_not_the_modules",),
     ),
@@ -1177,6 +1179,98 @@ DIRTY_LOG = (
     ),
 )
 
+FAIL_CLOSED = (
+    mutant(
+        "the copy is shown writable",
+        "On the target the named directory is a bind mount that can be written to.",
+        (MOUNTS, "restricted = _MOUNT_ATTR_RDONLY | ", "restricted = "),
+        tests=(LAYOUT + "test_the_copy_is_shown_read_only",),
+    ),
+    mutant(
+        "the copy is shown with device files",
+        "The target's bind mount is not nodev.",
+        (MOUNTS, " | _MOUNT_ATTR_NODEV", ""),
+        tests=(LAYOUT + "test_the_copy_is_shown_read_only",),
+    ),
+    mutant(
+        "the copy is shown with set-id bits",
+        "The target's bind mount is not nosuid.",
+        (MOUNTS, " | _MOUNT_ATTR_NOSUID", ""),
+        tests=(LAYOUT + "test_the_copy_is_shown_read_only",),
+    ),
+    mutant(
+        "the mount point is not made immutable",
+        "A protected directory can be written to while the mirror is down.",
+        (LAYOUT_IO, 'self._calls.set_immutable("close", fd, True)', "pass"),
+        tests=(LAYOUT + "test_there_and_back",),
+    ),
+    mutant(
+        "names are exchanged before the mark is on disk",
+        "After a power cut an empty data directory and its mount point cannot be told apart.",
+        (LAYOUT_IO, '                    calls.flush("mark.flush", fd)\n', ""),
+        tests=(LAYOUT + "test_each_change_is_on_disk_before_the_next",),
+    ),
+    mutant(
+        "a directory in use is protected",
+        "A VM that has its disk open goes on writing to the data, past the mirror.",
+        (LAYOUT_IO, "                    before_exchange()\n", "                    pass\n"),
+        tests=(LAYOUT + "test_a_directory_in_use",),
+    ),
+    mutant(
+        "other mount namespaces are not looked at",
+        "A VM in a container that has its disk open is not found.",
+        ("replication/users_io.py", "appearances(read_table(name), holder.device, place)", "[]"),
+        tests=(LAYOUT + "test_in_use_in_another_mount_namespace",),
+    ),
+    mutant(
+        "a change between looking and locking is not seen",
+        "The mirror works on a directory that is not the data any more.",
+        (LAYOUT_IO, "if not os.path.samestat(os.fstat(root_fd), os.stat(place.data())):", "if False:"),
+        tests=(LAYOUT + "test_a_directory_that_changes_while_it_is_opened",),
+    ),
+    mutant(
+        "a mount point is taken for an empty module",
+        "A mirror starts on the empty mount point when the data beside it is missing.",
+        (LAYOUT_PURE, "if sibling in DATA else Refusal.DATA_MISSING", "if True else Refusal.DATA_MISSING"),
+        tests=("tests/test_layout.py::test_a_mount_point_without_data_is_not_taken_for_an_empty_module",),
+    ),
+    mutant(
+        "an interrupted change is started upon",
+        "A mirror starts in the named directory although the exchange is half prepared.",
+        (
+            LAYOUT_PURE,
+            "Goal.UNPROTECT: Step.REMOVE, Goal.USE: Refusal.INTERRUPTED},\n    Kind.FULL",
+            "Goal.UNPROTECT: Step.REMOVE, Goal.USE: Step.DONE},\n    Kind.FULL",
+        ),
+        tests=("tests/test_layout.py::test_a_mirror_starts_on_whole_data_or_not_at_all",),
+    ),
+    mutant(
+        "the data is not locked while it moves",
+        "The data of a running mirror is moved away under it.",
+        ("replication/protect_io.py", "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass"),
+        tests=(LAYOUT + "test_a_running_mirror_is_not_disturbed",),
+    ),
+    mutant(
+        "a stale bind mount stays",
+        "A target's old bind mount is left below the new one.",
+        (LAYOUT_IO, "            place.uncover()\n", ""),
+        tests=(LAYOUT + "test_a_stale_bind_mount_is_replaced",),
+    ),
+    mutant(
+        "the target leaves its bind mount",
+        "After a clean end the copy is still shown.",
+        (TARGET_PROCESS, "        layout_io.hide(self.options.directory)\n", ""),
+        tests=("tests/test_fail_closed.py::test_a_pair_of_protected_directories",),
+    ),
+    mutant(
+        "a killed source's mount is in the way",
+        "A server whose source was killed cannot be started as the target.",
+        (TARGET_PROCESS, "        keeper_io.take_away(options.state, options.directory)  # of a source that was killed here\n", ""),
+        tests=("tests/test_fail_closed.py::test_a_killed_target_becomes_the_source",),
+    ),
+)
+
 MUTANTS = (
     *ACKNOWLEDGEMENTS, *MARKING, *FLUSHES, *STREAMING, *DECISIONS, *REINTEGRATING, *OBJECTS_AND_ERRORS, *DIRTY_LOG,
+    *FAIL_CLOSED,
 )  # fmt: skip

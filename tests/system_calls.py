@@ -5,7 +5,10 @@ Sources of the numbers: linux/fcntl.h, linux/falloc.h, linux/fs.h, sys/mount.h, 
 """
 
 import ctypes
+import errno
+import fcntl
 import os
+import struct
 
 AT_FDCWD = -100
 AT_SYMLINK_NOFOLLOW = 0x100
@@ -88,6 +91,25 @@ def mount(source: bytes, target: bytes, kind: bytes) -> None:
 def umount_lazily(target: bytes) -> None:
     """Take a mount out of the name space now, whatever still uses it (``umount -l``); it never blocks."""
     _check(_libc.umount2(target, MNT_DETACH), target)
+
+
+FS_IMMUTABLE_FL = 0x10
+FS_IOC_GETFLAGS = 0x80086601
+FS_IOC_SETFLAGS = 0x40086602
+
+
+def clear_immutable(directory: str) -> None:
+    """Let a directory be changed and removed again (``chattr -i``), where its file system has the flag."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        (flags,) = struct.unpack("=I4x", fcntl.ioctl(descriptor, FS_IOC_GETFLAGS, bytes(8)))
+        if flags & FS_IMMUTABLE_FL:
+            fcntl.ioctl(descriptor, FS_IOC_SETFLAGS, struct.pack("=I4x", flags & ~FS_IMMUTABLE_FL))
+    except OSError as error:
+        if error.errno not in (errno.ENOTTY, errno.EOPNOTSUPP):
+            raise
+    finally:
+        os.close(descriptor)
 
 
 class DirectoryStream:
