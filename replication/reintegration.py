@@ -101,6 +101,7 @@ class Reintegration:
         self._helper = helper_process
         self._full = full  # compare the content of every file, not only what the log names
         self._finished = finished
+        self.compared: frozenset[bytes] = frozenset()  # files whose marked content is compared, not copied: few of it may differ
         self._visited: set[bytes] = set()
         self._waiting: dict[bytes, Directory] = {root.identity: Directory(root.identity, root.handle)}
         self._listing: dict[int, Directory] = {}  # by token of the helper's job
@@ -361,7 +362,7 @@ class Reintegration:
         self._chunks[token] = chunk
         self._helper.reading[token] = chunk.slot
         chunk.touched = False
-        hashed = self._full and not chunk.job.whole
+        hashed = (self._full or chunk.job.identity in self.compared) and not chunk.job.whole
         job = ["chunk", token, chunk.offset, chunk.size, chunk.slot, hashed]
         if not self._helper.ask(job, chunk.job.fd):
             raise AssertionError("the helper's socket holds more than its chunks")

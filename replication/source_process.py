@@ -22,8 +22,9 @@ from typing import Any, Final
 from hotpair.cluster import record as records
 from hotpair.cluster import record_io
 from hotpair.cluster.record import Copying, Meeting, Record, Side
-from hotpair.replication import dirty_log, frames, fuse_abi, fuse_io, journal_io, keeper, keeper_io, linux_io
+from hotpair.replication import clean_stop, clean_stop_io, dirty_log, frames, fuse_abi, fuse_io, journal_io, keeper, keeper_io, linux_io
 from hotpair.replication.activity import ActivityLog
+from hotpair.replication.copy_identity_io import claim_copy
 from hotpair.replication.dirty_log import DirtyLogUnusable
 from hotpair.replication.dirty_log_io import DirtyLog, DirtyLogFailed
 from hotpair.replication.errors import BadConfiguration, LinkLost, MirrorError, ProtocolError
@@ -117,11 +118,13 @@ class SourceProcess:
         known_root = stored.root if stored is not None else None
         kept = self._adoptable()
         self._root_fd = kept.root_fd if kept is not None else open_root(options.directory, known_root)
+        self._copy = claim_copy(self._root_fd, options.directory, stored)
+        changed = clean_stop_io.changed_since(options.state, self._root_fd, self._copy)
         self._largest_file = largest_file(self._root_fd)
         self._instance = new_identity()
         self._boot = boot_id()
         self._root_identity = ensure_identity(self._root_fd)
-        self.record = stored if stored is not None else self._first_record()
+        self.record = replace(stored, copy=self._copy) if stored is not None else self._first_record()
         self._flushes = Flusher()
         self._log, marks = self._open_log()
         self._activity = ActivityLog(marks, options.hot_extents)
@@ -171,6 +174,7 @@ class SourceProcess:
         self.in_sync = False
         self.ceiling = 0
         self.reason = "no connection to the peer yet"
+        self._admit_changes(changed)
         self._helper = Helper(1)
         limit = descriptor_limit() - DESCRIPTORS_SPARE
         self._adopted = kept is not None
@@ -235,6 +239,7 @@ class SourceProcess:
             boot=self._boot,
             configuration=b"",
             root=self._root_identity,
+            copy=self._copy,
         )
         record_io.store(self._record_path, record)
         return record
@@ -266,6 +271,22 @@ class SourceProcess:
         self._store(replace(self.record, log_counter=opened.counter))
         opened.confirm_record(opened.counter)
         return opened, marks
+
+    _compared: frozenset[bytes] = frozenset()  # files to be compared: they were changed behind the mirror's back
+
+    def _admit_changes(self, changed: set[bytes] | None) -> None:
+        """Files changed since the clean stop are in the dirty log before the table that told of them goes."""
+        if changed is None:
+            self._log.set_everything()
+        else:
+            self._compared |= changed
+            self._mark_changed()
+            self.source.commit_marks_now()
+        clean_stop_io.remove_table(self.options.state)
+
+    def _mark_changed(self) -> None:
+        for record in self._activity.union(clean_stop.whole_files(self._compared)):
+            self.source.stage(record)
 
     def _store(self, record: Record) -> None:
         """Make a record durable before anything that follows from it."""
@@ -553,6 +574,7 @@ class SourceProcess:
         meeting = self._meet(theirs, welcome["boot"])
         if meeting.source is not Side.ME:
             raise LinkLost(f"not reintegrated: {meeting.reason}")
+        self._compared |= frozenset(clean_stop.identities(welcome.get("changed", [])))
         unknown = welcome["marks"] is None or (welcome["marks"] and welcome["extent_shift"] != self.source.shift)
         full = meeting.copying is Copying.FULL or self._log.is_everything or bool(unknown)
         connection = self._connection
@@ -577,6 +599,7 @@ class SourceProcess:
             self._log.set_everything()
         for record in self._activity.union(decode_marks(welcome["marks"] or [])):
             self.source.stage(record)
+        self._mark_changed()
         self.source.commit_marks_now()
         self._session = None
         self._phase = Phase.BEGUN
@@ -606,6 +629,7 @@ class SourceProcess:
             self._try_to_finish,
         )
         reintegration.ceiling = self.ceiling
+        reintegration.compared = self._compared
         self._activity.freeze()
         self.source.begin_session(reintegration, root)
         self._state_changed(before)
@@ -644,6 +668,7 @@ class SourceProcess:
         self.in_sync = True
         self.reason = ""
         self._failure = 0
+        self._compared = frozenset()
         if self._full:
             self._full = False
             self.source.when_log_is_idle(lambda: self._compact(clear_everything=True))
@@ -1023,5 +1048,7 @@ class SourceProcess:
         self._reader.close()
         self._helper.close()
         self._log.close()
+        if not self._exit_code:
+            clean_stop_io.write_table(self.options.state, self._root_fd, self._copy)
         fcntl.flock(self._root_fd, fcntl.LOCK_UN)  # the keeper shares it, and may take a moment to end
         self._say("handed over" if self._handed_over else "stopped")

@@ -16,7 +16,8 @@ from typing import Any, Final
 from hotpair.cluster import record as records
 from hotpair.cluster import record_io
 from hotpair.cluster.record import Record
-from hotpair.replication import dirty_log, frames, linux_io
+from hotpair.replication import clean_stop_io, dirty_log, frames, linux_io
+from hotpair.replication.copy_identity_io import claim_copy
 from hotpair.replication.dirty_log import DirtyLogUnusable
 from hotpair.replication.dirty_log_io import DirtyLog
 from hotpair.replication.errors import BadConfiguration, LinkLost, ProtocolError, TargetFailed
@@ -75,6 +76,8 @@ class TargetProcess:
         self._record_path = os.path.join(options.state, "record")
         self.record = self._load_record()
         self._root_fd = open_root(options.directory, self.record.root if self.record is not None else None)
+        self._copy = claim_copy(self._root_fd, options.directory, self.record)
+        self._changed = clean_stop_io.changed_since(options.state, self._root_fd, self._copy)
         self._root_identity = ensure_identity(self._root_fd)
         self._log_path = os.path.join(options.state, "dirty-log")
         self._largest_file = largest_file(self._root_fd)
@@ -223,7 +226,8 @@ class TargetProcess:
             "applied": self.target.applied,
             "record": records.encode(self.record) if self.record is not None else b"",
             "boot": self._boot,
-            "marks": marks,
+            "marks": marks if self._changed is not None else None,
+            "changed": sorted(self._changed or ()),
             "extent_shift": shift,
         }
         self.target.say(Kind.WELCOME, PROTOCOL_VERSION, welcome)
@@ -348,12 +352,16 @@ class TargetProcess:
                     boot=self._boot,
                     configuration=b"",
                     root=self._root_identity,
+                    copy=self._copy,
                 )
             )
         else:
-            self._store(records.begin_reintegration_as_target(self.record, generation))
+            record = replace(self.record, copy=self._copy)
+            self._store(records.begin_reintegration_as_target(record, generation))
         if os.path.exists(self._log_path):
             os.unlink(self._log_path)
+        clean_stop_io.remove_table(self.options.state)  # the source has noted what it told
+        self._changed = set()
         self._say("state REINTEGRATING")
         self.target.say(Kind.INCONSISTENT, generation)
 
@@ -462,4 +470,6 @@ class TargetProcess:
         self._acceptor.close()
         self._drop_connection()
         linux_io.syncfs(self._root_fd)
+        if self.record is not None:
+            clean_stop_io.write_table(self.options.state, self._root_fd, self._copy)
         self._say("stopped" if self._taken_over_at is None else "handed over")
