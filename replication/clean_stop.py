@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from hotpair.replication.dirty_log import ID_BYTES, TO_END_OF_FILE, Extents, Marks, add
 from hotpair.replication.limits import CHANGED_FILES, UNMATCHED_FILES

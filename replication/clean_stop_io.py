@@ -7,7 +7,6 @@ mirror process begins to serve, or after it has ended to.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -17,10 +16,11 @@ from typing import Final
 
 import msgpack
 
-from hotpair.replication import linux_io, own_attributes_io
+from hotpair.replication import own_attributes_io
 from hotpair.replication.clean_stop import Row, TableDamaged, TooManyChanged, changed_files, row_of
 from hotpair.replication.limits import CLEAN_STOP_TABLE_S
-from hotpair.replication.objects_io import IDENTITY_SIZE, PRIVATE_NAME
+from hotpair.replication.objects_io import IDENTITY_SIZE
+from hotpair.replication.walk_io import all_but_directories
 
 log = logging.getLogger("hotpair.replication")
 
@@ -30,7 +30,6 @@ VERSION: Final = 1
 DIGEST_BYTES: Final = 32
 PIECE: Final = 1 << 20
 ROWS_PER_WRITE: Final = 4096
-DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def write_table(state: str, root_fd: int, copy: bytes) -> None:
@@ -73,42 +72,13 @@ def remove_table(state: str) -> None:
 
 
 def files_below(root_fd: int) -> Iterator[Row]:
-    """The regular files of a copy that have an identity, the mirror's own folder left out."""
-    device = os.fstat(root_fd).st_dev
-    waiting = [linux_io.name_to_handle(root_fd)]
-    is_root = True
-    while waiting:
-        try:
-            fd = linux_io.open_by_handle(root_fd, waiting.pop(), DIRECTORY_FLAGS)
-        except OSError as error:
-            if error.errno != errno.ESTALE:  # somebody has removed it just now
-                raise
-            continue
-        try:
-            with os.scandir(fd) as entries:
-                for entry in entries:
-                    name = os.fsencode(entry.name)
-                    if is_root and name == PRIVATE_NAME:
-                        continue
-                    try:
-                        if entry.is_dir(follow_symlinks=False):
-                            _note_directory(fd, name, device, waiting)
-                        elif entry.is_file(follow_symlinks=False):
-                            yield from _row(fd, name)
-                    except FileNotFoundError:
-                        continue
-        finally:
-            os.close(fd)
-        is_root = False
-
-
-def _note_directory(directory_fd: int, name: bytes, device: int, waiting: list[bytes]) -> None:
-    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
-    try:
-        if os.fstat(fd).st_dev == device:
-            waiting.append(linux_io.name_to_handle(fd))
-    finally:
-        os.close(fd)
+    """The regular files of a copy that have an identity."""
+    for fd, entry in all_but_directories(root_fd):
+        if entry.is_file(follow_symlinks=False):
+            try:
+                yield from _row(fd, os.fsencode(entry.name))
+            except FileNotFoundError:  # somebody has removed it just now
+                continue
 
 
 def _row(directory_fd: int, name: bytes) -> Iterator[Row]:
@@ -135,7 +105,7 @@ def _write(fd: int, root_fd: int, copy: bytes) -> None:
     os.fsync(fd)
 
 
-def _flush_rows(fd: int, packer: msgpack.Packer, digest: "hashlib.blake2b") -> None:
+def _flush_rows(fd: int, packer: msgpack.Packer, digest: hashlib.blake2b) -> None:
     data = packer.bytes()
     packer.reset()
     digest.update(data)

@@ -59,7 +59,28 @@ def write(fd: int, name: bytes, value: bytes, flags: int = 0) -> None:
     except OSError as error:
         if error.errno not in NOT_PERMITTED:
             raise
+        _write_user(path, name, value, flags)
+
+
+def _write_user(path: bytes, name: bytes, value: bytes, flags: int) -> None:
+    try:
         os.setxattr(path, USER + name, value, flags)
+    except OSError as error:
+        if error.errno != errno.EPERM:
+            raise
+        text = "without trusted extended attributes only regular files and directories can be mirrored"
+        raise OSError(errno.EPERM, text) from error
+
+
+def is_user(fd: int) -> bool:
+    """Whether the identity of an object, which has one, is kept in the `user.` namespace."""
+    try:
+        os.getxattr(b"/proc/self/fd/%d" % fd, TRUSTED + IDENTITY)
+    except OSError as error:
+        if error.errno != errno.ENODATA and error.errno not in NOT_PERMITTED:
+            raise
+        return True
+    return False
 
 
 def remove(fd: int, name: bytes) -> None:

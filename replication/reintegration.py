@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from hotpair.replication import helper, linux_io
 from hotpair.replication.activity import ActivityLog
-from hotpair.replication.errors import ProtocolError
+from hotpair.replication.errors import LinkLost, ProtocolError
 from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import CHUNK, CHUNK_RETRIES, LISTING_BYTES
@@ -101,7 +101,7 @@ class Reintegration:
         self._helper = helper_process
         self._full = full  # compare the content of every file, not only what the log names
         self._finished = finished
-        self.compared: frozenset[bytes] = frozenset()  # files whose marked content is compared, not copied: few of it may differ
+        self.compared: frozenset[bytes] = frozenset()  # files whose marked content is compared, and copied if different
         self._visited: set[bytes] = set()
         self._waiting: dict[bytes, Directory] = {root.identity: Directory(root.identity, root.handle)}
         self._listing: dict[int, Directory] = {}  # by token of the helper's job
@@ -218,6 +218,9 @@ class Reintegration:
             directory.entries += content
             return
         del self._listing[token]
+        if kind == "refused":
+            self._source.broken = LinkLost(f"not reintegrated: {content}")
+            return
         if kind == "gone" or directory.removed:
             return
         changed = any(entry[1] in self._changed for entry in directory.entries)

@@ -22,8 +22,10 @@ from typing import Any, Final
 from hotpair.cluster import record as records
 from hotpair.cluster import record_io
 from hotpair.cluster.record import Copying, Meeting, Record, Side
-from hotpair.replication import clean_stop, clean_stop_io, dirty_log, frames, fuse_abi, fuse_io, journal_io, keeper, keeper_io, linux_io
+from hotpair.replication import dirty_log, frames, fuse_abi, fuse_io, journal_io, keeper, keeper_io, linux_io
 from hotpair.replication.activity import ActivityLog
+from hotpair.replication.clean_stop import identities, whole_files
+from hotpair.replication.clean_stop_io import changed_since, remove_table, write_table
 from hotpair.replication.copy_identity_io import claim_copy
 from hotpair.replication.dirty_log import DirtyLogUnusable
 from hotpair.replication.dirty_log_io import DirtyLog, DirtyLogFailed
@@ -54,6 +56,7 @@ from hotpair.replication.spin import Spinner
 from hotpair.replication.tap_fuse import FuseTap
 from hotpair.replication.transport_io import Connection, TlsFiles
 from hotpair.replication.verify import Verification
+from hotpair.replication.walk_io import check_kinds
 
 log = logging.getLogger("hotpair.replication")
 
@@ -118,8 +121,9 @@ class SourceProcess:
         known_root = stored.root if stored is not None else None
         kept = self._adoptable()
         self._root_fd = kept.root_fd if kept is not None else open_root(options.directory, known_root)
+        check_kinds(self._root_fd, options.directory)
         self._copy = claim_copy(self._root_fd, options.directory, stored)
-        changed = clean_stop_io.changed_since(options.state, self._root_fd, self._copy)
+        changed = changed_since(options.state, self._root_fd, self._copy)
         self._largest_file = largest_file(self._root_fd)
         self._instance = new_identity()
         self._boot = boot_id()
@@ -282,10 +286,10 @@ class SourceProcess:
             self._compared |= changed
             self._mark_changed()
             self.source.commit_marks_now()
-        clean_stop_io.remove_table(self.options.state)
+        remove_table(self.options.state)
 
     def _mark_changed(self) -> None:
-        for record in self._activity.union(clean_stop.whole_files(self._compared)):
+        for record in self._activity.union(whole_files(self._compared)):
             self.source.stage(record)
 
     def _store(self, record: Record) -> None:
@@ -574,7 +578,7 @@ class SourceProcess:
         meeting = self._meet(theirs, welcome["boot"])
         if meeting.source is not Side.ME:
             raise LinkLost(f"not reintegrated: {meeting.reason}")
-        self._compared |= frozenset(clean_stop.identities(welcome.get("changed", [])))
+        self._compared |= frozenset(identities(welcome.get("changed", [])))
         unknown = welcome["marks"] is None or (welcome["marks"] and welcome["extent_shift"] != self.source.shift)
         full = meeting.copying is Copying.FULL or self._log.is_everything or bool(unknown)
         connection = self._connection
@@ -1049,6 +1053,6 @@ class SourceProcess:
         self._helper.close()
         self._log.close()
         if not self._exit_code:
-            clean_stop_io.write_table(self.options.state, self._root_fd, self._copy)
+            write_table(self.options.state, self._root_fd, self._copy)
         fcntl.flock(self._root_fd, fcntl.LOCK_UN)  # the keeper shares it, and may take a moment to end
         self._say("handed over" if self._handed_over else "stopped")

@@ -77,6 +77,7 @@ class TargetProcess:
         self.record = self._load_record()
         self._root_fd = open_root(options.directory, self.record.root if self.record is not None else None)
         self._copy = claim_copy(self._root_fd, options.directory, self.record)
+        self.record = replace(self.record, copy=self._copy) if self.record is not None else None
         self._changed = clean_stop_io.changed_since(options.state, self._root_fd, self._copy)
         self._root_identity = ensure_identity(self._root_fd)
         self._log_path = os.path.join(options.state, "dirty-log")
@@ -356,8 +357,7 @@ class TargetProcess:
                 )
             )
         else:
-            record = replace(self.record, copy=self._copy)
-            self._store(records.begin_reintegration_as_target(record, generation))
+            self._store(records.begin_reintegration_as_target(self.record, generation))
         if os.path.exists(self._log_path):
             os.unlink(self._log_path)
         clean_stop_io.remove_table(self.options.state)  # the source has noted what it told

@@ -16,11 +16,14 @@ LOG = "tests/test_dirty_log.py::"
 ACTIVITY = "tests/test_activity.py::"
 RECORD = "tests/test_record.py::"
 POSIX = "tests/test_posix_difference.py::"
+COPIES_TESTS, CLEAN_STOP = "tests/test_copies.py::", "tests/test_clean_stop.py::"
 
 SOURCE, SOURCE_PROCESS = "replication/source.py", "replication/source_process.py"
 TARGET, TARGET_PROCESS = "replication/target.py", "replication/target_process.py"
 TAP, LISTING, REINTEGRATION = "replication/tap_fuse.py", "replication/listing.py", "replication/reintegration.py"
 MARKS, MARKS_IO, ACTIVE = "replication/dirty_log.py", "replication/dirty_log_io.py", "replication/activity.py"
+OWN_ATTRIBUTES, COPY_IDENTITY = "replication/own_attributes_io.py", "replication/copy_identity_io.py"
+TABLE, TABLE_IO = "replication/clean_stop.py", "replication/clean_stop_io.py"
 OBJECTS, FRAMES, DURABLE = "replication/objects_io.py", "replication/frames.py", "cluster/record.py"
 
 
@@ -923,8 +926,8 @@ REINTEGRATING = (
         "A file whose copying was interrupted is taken for equal afterwards.",
         (
             LISTING,
-            "            raise\n        return True\n\n    def _to_trash",
-            "            raise\n        return False\n\n    def _to_trash",
+            "        return own_attributes_io.read(path_fd, own_attributes_io.WHOLE) is not None",
+            "        return False",
         ),
         tests=(CONTRACT + "test_interrupted_copy_of_a_file_is_not_taken_for_complete",),
     ),
@@ -1149,6 +1152,163 @@ DIRTY_LOG = (
     ),
 )
 
+COPIES = (
+    mutant(
+        "the copies are not told apart",
+        "A server takes the directory of the other one for its own.",
+        (COPY_IDENTITY, "        if present != record.copy:", "        if False:"),
+        tests=(
+            COPIES_TESTS + "test_the_other_copys_directory_is_refused",
+            "tests/test_faults_start.py::test_swapped_directories",
+        ),
+    ),
+    mutant(
+        "the copy's id is not recorded by the source",
+        "The first record of a source names no copy.",
+        (SOURCE_PROCESS, "            copy=self._copy,\n", ""),
+        tests=(COPIES_TESTS + "test_each_copy_keeps_its_own_id",),
+    ),
+    mutant(
+        "the copy's id is not recorded by the target",
+        "The first record of a target names no copy.",
+        (TARGET_PROCESS, "                    copy=self._copy,\n", ""),
+        tests=(COPIES_TESTS + "test_each_copy_keeps_its_own_id",),
+    ),
+    mutant(
+        "an older record names no copy",
+        "A source whose record is of the version before goes on without a copy id.",
+        (SOURCE_PROCESS, "replace(stored, copy=self._copy) if stored is not None", "stored if stored is not None"),
+        tests=(COPIES_TESTS + "test_a_record_of_before_gets_the_id",),
+    ),
+    mutant(
+        "the copy's id is made anew",
+        "A first start that was interrupted gives the directory another id when it is repeated.",
+        (
+            COPY_IDENTITY,
+            "    if present is not None and len(present) == IDENTITY_SIZE:\n        return present\n",
+            "",
+        ),
+        tests=(COPIES_TESTS + "test_an_interrupted_first_start",),
+    ),
+    mutant(
+        "own user attributes are shown",
+        "What stands in the user namespace is shown, and replicated, as if it were the VM's.",
+        (OWN_ATTRIBUTES, "HIDDEN_XATTRS: Final = (TRUSTED, USER)", "HIDDEN_XATTRS: Final = (TRUSTED,)"),
+        tests=(COPIES_TESTS + "test_either_namespace", COPIES_TESTS + "test_each_copy_keeps_its_own_id"),
+    ),
+    mutant(
+        "no fall-back to user attributes",
+        "Without the right to trusted attributes nothing works.",
+        (OWN_ATTRIBUTES, "        _write_user(path, name, value, flags)\n", "        raise\n"),
+        tests=(COPIES_TESTS + "test_a_target_without_privilege",),
+    ),
+    mutant(
+        "what cannot be mirrored is found too late",
+        "A source without trusted attributes serves a tree with symlinks in it.",
+        (SOURCE_PROCESS, "        check_kinds(self._root_fd, options.directory)\n", ""),
+        tests=(COPIES_TESTS + "test_a_source_that_holds_what_it_cannot_mirror",),
+    ),
+    mutant(
+        "an object without an identity ends the helper",
+        "A listing with something in it that gets no identity ends the mirror.",
+        (
+            "replication/helper.py",
+            "                    if error.errno not in NOT_PERMITTED:\n                        raise\n",
+            "                    raise\n",
+        ),
+        tests=(COPIES_TESTS + "test_a_file_that_gets_no_identity_is_no_crash",),
+    ),
+    mutant(
+        "the table of a clean stop is not written by the source",
+        "What was changed on a stopped source is not found.",
+        (SOURCE_PROCESS, "            write_table(self.options.state, self._root_fd, self._copy)", "            pass"),
+        tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
+    ),
+    mutant(
+        "the table of a clean stop is not written by the target",
+        "What was changed on a stopped target is not found.",
+        (
+            TARGET_PROCESS,
+            "            clean_stop_io.write_table(self.options.state, self._root_fd, self._copy)",
+            "            pass",
+        ),
+        tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
+    ),
+    mutant(
+        "the source does not hear of files changed on the target",
+        "The target keeps what it found for itself.",
+        (TARGET_PROCESS, '            "changed": sorted(self._changed or ()),\n', ""),
+        tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
+    ),
+    mutant(
+        "changed files are copied, not compared",
+        "A file whose times alone have changed is copied as a whole.",
+        (REINTEGRATION, "(self._full or chunk.job.identity in self.compared)", "self._full"),
+        tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
+    ),
+    mutant(
+        "changed files are not in the log before the table goes",
+        "A source that dies before the reintegration forgets what was changed.",
+        (SOURCE_PROCESS, "            self._mark_changed()\n            self.source.commit_marks_now()\n", ""),
+        tests=(CLEAN_STOP + "test_what_was_found_outlives_a_crash",),
+    ),
+    mutant(
+        "the target's table goes at its start",
+        "A target that dies before a source has noted what was changed forgets it.",
+        (
+            TARGET_PROCESS,
+            "        self._log_path = os.path.join(",
+            "        clean_stop_io.remove_table(options.state)\n        self._log_path = os.path.join(",
+        ),
+        tests=(CLEAN_STOP + "test_a_targets_table_stays_until_a_source_has_noted_it",),
+    ),
+    mutant(
+        "the source's table stays",
+        "After a crash all that was written since the last clean stop is compared.",
+        (SOURCE_PROCESS, "        remove_table(self.options.state)\n", ""),
+        tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back", CLEAN_STOP + "test_a_crash_is_no_clean_stop"),
+    ),
+    mutant(
+        "the target's table stays",
+        "After a crash all that was written since the last clean stop is compared.",
+        (TARGET_PROCESS, "        clean_stop_io.remove_table(self.options.state)", "        pass"),
+        tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
+    ),
+    mutant(
+        "a damaged table says that nothing was changed",
+        "A table that cannot be read is taken for none.",
+        (
+            TABLE_IO,
+            '        log.warning("everything is compared: the table',
+            '        return set()\n        log.warning("everything is compared: the table',
+        ),
+        tests=(CLEAN_STOP + "test_a_damaged_table",),
+    ),
+    mutant(
+        "a source with a damaged table compares nothing",
+        "That all may have been changed is not noted.",
+        (
+            SOURCE_PROCESS,
+            "        if changed is None:\n            self._log.set_everything()\n",
+            "        if changed is None:\n            pass\n",
+        ),
+        tests=(CLEAN_STOP + "test_a_damaged_table_of_either_side",),
+    ),
+    mutant(
+        "a target with a damaged table compares nothing",
+        "That all may have been changed is not said.",
+        (TARGET_PROCESS, "marks if self._changed is not None else None", "marks"),
+        tests=(CLEAN_STOP + "test_a_damaged_table_of_either_side",),
+    ),
+    mutant(
+        "a table is not checked",
+        "A flipped bit in the table hides a change.",
+        (TABLE_IO, "    if size < 0 or digest.digest() != os.pread(fd, DIGEST_BYTES, size):", "    if size < 0:"),
+        tests=(CLEAN_STOP + "test_a_damaged_table",),
+    ),
+)
+
 MUTANTS = (
     *ACKNOWLEDGEMENTS, *MARKING, *FLUSHES, *STREAMING, *DECISIONS, *REINTEGRATING, *OBJECTS_AND_ERRORS, *DIRTY_LOG,
+    *COPIES,
 )  # fmt: skip
