@@ -209,6 +209,7 @@ class TargetProcess:
             self._drop_connection()
         if self.record is None and self._root_identity != hello["root"]:
             write_identity(self._root_fd, hello["root"])
+            os.fsync(self._root_fd)  # before a record names it
             self._root_identity = hello["root"]
             self.target.adopt_root(hello["root"])
         self._offered = hello["new_session"]

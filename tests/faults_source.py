@@ -114,7 +114,7 @@ def test_refusal_is_passed_on(pair: MirrorPair, fake: FakeTarget) -> None:
 
 def test_junk_in_the_welcome(pair: MirrorPair, fake: FakeTarget) -> None:
     deaths: list[str] = []
-    keys = ("instance", "resume", "applied", "record", "boot", "marks", "extent_shift")
+    keys = ("instance", "resume", "applied", "record", "boot", "marks", "extent_shift", "changed")
     marks = (
         [[b"i" * 16]],
         [[b"i" * 16, [0], False, False]],

@@ -166,8 +166,6 @@ def test_a_damaged_table(tree: str) -> None:
 def test_a_table_that_cannot_be_written(tree: str) -> None:
     """There is none then, and the one before does not stay."""
     record(tree)
-    os.mkdir(f"{tree}/state/clean-stop.new")
-    shutil.rmtree(f"{tree}/state/clean-stop.new")
     os.symlink("/dev/full", f"{tree}/state/clean-stop.new")
     record(tree)
     assert os.listdir(f"{tree}/state") == []
@@ -311,8 +309,8 @@ def test_a_crash_is_no_clean_stop(pair: MirrorPair) -> None:
 @pytest.mark.timeout(90)
 def test_a_damaged_table_of_either_side(pair: MirrorPair) -> None:
     """Found out by a full comparison."""
-    for state in (pair.source_state, pair.target_state):
-        change(f"{pair.target_dir}/one")
+    for directory, state in ((pair.source_dir, pair.source_state), (pair.target_dir, pair.target_state)):
+        change(f"{directory}/one")
         with open(f"{state}/clean-stop", "r+b") as file:
             file.write(b"damaged")
         pair.start()

@@ -14,6 +14,7 @@ import pytest
 from hotpair.cluster import record_io
 from hotpair.cluster.record import Record
 from hotpair.replication import own_attributes_io, tree_io
+from hotpair.replication.control_client import ControlClient
 from hotpair.replication.copy_identity_io import claim_copy
 from hotpair.replication.errors import BadConfiguration
 from hotpair.replication.objects_io import ensure_identity, open_root, read_identity
@@ -69,6 +70,9 @@ def test_each_copy_keeps_its_own_id(pair: MirrorPair) -> None:
     assert os.getxattr(pair.target_dir, "user.ours") == b"value"
     os.unlink(f"{pair.source_state}/dirty-log")
     pair.start()
+    with ControlClient(pair.source_state) as control:
+        control.ask("verify_start", repair=True)
+    said(pair.source, "verify: no difference")
     equal_after_stop(pair)
     assert copies(pair) == first
 
