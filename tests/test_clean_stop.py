@@ -309,8 +309,11 @@ def test_a_crash_is_no_clean_stop(pair: MirrorPair) -> None:
 @pytest.mark.timeout(90)
 def test_a_damaged_table_of_either_side(pair: MirrorPair) -> None:
     """Found out by a full comparison."""
-    for directory, state in ((pair.source_dir, pair.source_state), (pair.target_dir, pair.target_state)):
-        change(f"{directory}/one")
+    for changed, state in (
+        (f"{pair.source_dir}/one", pair.source_state),
+        (f"{pair.target_dir}/two", pair.target_state),
+    ):
+        change(changed)
         with open(f"{state}/clean-stop", "r+b") as file:
             file.write(b"damaged")
         pair.start()
