@@ -18,7 +18,7 @@ import msgpack
 LastRole = Literal["STOP", "WAIT", "ALONE", "PRIM", "SECOND"]
 
 MAGIC = b"HOTPREC\n"
-VERSION = 1
+VERSION = 2
 ID_BYTES = 16
 ANCESTORS = (
     16  # generations remembered; a peer further behind is compared in full as unrelated, by the operator's choice
@@ -69,6 +69,8 @@ class Record:
     configuration   digest of the module's configuration
     root            id of the module's root directory: another directory there is never taken for an empty module
     log_counter     counter in the header of the dirty log that belongs to this record
+    copy            id of this server's copy: the directory of the other one is never taken for it; None in a record
+                    of version 1, until its copy has been given one
     """
 
     generation: bytes
@@ -85,10 +87,12 @@ class Record:
     configuration: bytes
     root: bytes
     log_counter: int = 0
+    copy: bytes | None = None
 
     def __post_init__(self) -> None:
         """ValueError for what no program may write."""
-        ids = (self.generation, self.root, *self.ancestors, *(() if self.base is None else (self.base,)))
+        ids = (self.generation, self.root, *self.ancestors)
+        ids += tuple(value for value in (self.base, self.copy) if value is not None)
         _require(isinstance(self.ancestors, tuple), "ancestors")
         _require(all(isinstance(value, bytes) and len(value) == ID_BYTES for value in ids), "an id")
         _require(self.generation != bytes(ID_BYTES), "the generation")
@@ -109,6 +113,7 @@ def _require(condition: bool, name: str) -> None:
 
 
 _FIELDS = tuple(Record.__dataclass_fields__)
+_FIELDS_OF_VERSION = {1: _FIELDS[:-1], VERSION: _FIELDS}  # a record of version 1 is read, never written
 
 
 def encode(record: Record) -> bytes:
@@ -134,13 +139,14 @@ def decode(data: bytes) -> Record:
         raise RecordDamaged(f"{what}: {len(data)} bytes instead of {expected}")
     if hashlib.sha256(data[:-_DIGEST_BYTES]).digest() != data[-_DIGEST_BYTES:]:
         raise RecordDamaged("its checksum is wrong")
-    if version != VERSION:
+    fields = _FIELDS_OF_VERSION.get(version)
+    if fields is None:
         raise RecordVersion(version)
     try:
         values: Any = msgpack.unpackb(data[_ENVELOPE.size : -_DIGEST_BYTES], use_list=False)
-        if not isinstance(values, tuple) or len(values) != len(_FIELDS):
+        if not isinstance(values, tuple) or len(values) != len(fields):
             raise ValueError("the number of fields is not this version's")
-        return Record(**dict(zip(_FIELDS, values, strict=True)))
+        return Record(**dict(zip(fields, values, strict=True)))
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise RecordDamaged(f"its content makes no sense ({error})") from error
 

@@ -7,7 +7,8 @@ arrays on a SOCK_SEQPACKET socket, with the descriptor they are about; each thre
 when the mirror process ends. A thread in the mirror process itself would fight for the interpreter's lock.
 
 Jobs: ["chunk", token, offset, size, slot] with [file]: read into slot; answers [token, kind, size, digest].
-      ["list", token, handle] with [root]: answers [token, "part", entries] ..., [token, "end", description].
+      ["list", token, handle] with [root]: answers [token, "part", entries] ..., [token, "end", description],
+      or [token, "gone", 0], or [token, "refused", why].
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import msgpack
 
 from hotpair.replication import linux_io, tree_io
 from hotpair.replication.objects_io import PRIVATE_NAME, ensure_identity, open_path
+from hotpair.replication.own_attributes_io import NOT_PERMITTED
 
 MESSAGE_BYTES: Final = 60_000  # well below the default socket buffer, so that parts of a listing flow
 DIGEST_BYTES: Final = 32
@@ -138,6 +140,11 @@ def list_directory(sock: socket.socket, token: int, root_fd: int, handle: bytes)
                     continue  # it went away; the loop knows, and asks for this listing again
                 try:
                     described = describe_entry(name, fd)
+                except OSError as error:
+                    if error.errno not in NOT_PERMITTED:
+                        raise
+                    sock.send(msgpack.packb([token, "refused", f"{os.fsdecode(name)!r}: {error.strerror}"]))
+                    return
                 finally:
                     os.close(fd)
                 size = len(msgpack.packb(described))

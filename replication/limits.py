@@ -45,6 +45,11 @@ CHUNKS_IN_WORK = 8
 LISTING_BYTES = 256 << 10  # of entries in one listing frame; a single entry may be larger
 DIRECTORY_BYTES = 512 << 20  # memory for one directory's listing at the target: about 700,000 files
 
+# --- Clean stop -----------------------------------------------------------------------------------
+CLEAN_STOP_TABLE_S = 60.0  # a stop must end within what an operator, or systemd, waits for
+CHANGED_FILES = 20_000  # told one by one: 360 KB of identities in the welcome; with more, everything is compared
+UNMATCHED_FILES = 200_000  # of both listings, waiting for their counterparts: 60 MB
+
 # --- Verify ---------------------------------------------------------------------------------------
 CHECKS_IN_FLIGHT = 2  # comparisons at the target, which a live write that comes behind them waits for
 CHUNKS_READ_AHEAD = 4  # chunks of a file being read or compared

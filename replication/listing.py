@@ -11,7 +11,7 @@ import os
 import stat
 from typing import Any, Final
 
-from hotpair.replication import linux_io, tree_io
+from hotpair.replication import linux_io, own_attributes_io, tree_io
 from hotpair.replication.errors import ProtocolError
 from hotpair.replication.frames import Kind
 from hotpair.replication.limits import DIRECTORY_BYTES
@@ -26,7 +26,6 @@ from hotpair.replication.objects_io import (
 from hotpair.replication.target import Replica, Target
 from hotpair.replication.tree_io import Description
 
-WHOLE_XATTR: Final = b"trusted.hotpair.whole"  # on a file whose content has never been complete here
 WANTED_IDENTITIES: Final = 10_000  # identities in one WANTED message
 ENTRY_BYTES: Final = 700  # of memory for an entry, without what its strings hold
 MAX_NUMBER: Final = (1 << 63) - 1
@@ -162,7 +161,7 @@ class Listing:
             return
         except FileNotFoundError:
             pass
-        path_fd = tree_io.make(fd, name, identity, what, WHOLE_XATTR if stat.S_ISREG(what.mode) else b"")
+        path_fd = tree_io.make(fd, name, identity, what, own_attributes_io.WHOLE if stat.S_ISREG(what.mode) else b"")
         target.register(path_fd, identity)
 
     def _move_here(self, directory_fd: int, identity: bytes, fd: int, name: bytes) -> None:
@@ -180,13 +179,7 @@ class Listing:
             os.close(parent_fd)
 
     def _is_whole(self, path_fd: int) -> bool:
-        try:
-            os.getxattr(proc_path(path_fd), WHOLE_XATTR)
-        except OSError as error:
-            if error.errno == errno.ENODATA:
-                return False
-            raise
-        return True
+        return own_attributes_io.read(path_fd, own_attributes_io.WHOLE) is not None
 
     def _to_trash(self, fd: int, name: bytes, identity: bytes) -> None:
         """Move an object out of the way, named after its identity, so that it is found again."""
@@ -206,10 +199,7 @@ class Listing:
                     continue  # removed meanwhile
                 raise
             try:
-                os.removexattr(proc_path(fd), WHOLE_XATTR)
-            except OSError as error:
-                if error.errno != errno.ENODATA:
-                    raise
+                own_attributes_io.remove(fd, own_attributes_io.WHOLE)
             finally:
                 os.close(fd)
         self._unfinished.clear()

@@ -15,12 +15,11 @@ import stat
 from collections import OrderedDict
 from typing import Final
 
-from hotpair.replication import linux_io
+from hotpair.replication import linux_io, own_attributes_io
 from hotpair.replication.errors import BadConfiguration, WrongDirectory
+from hotpair.replication.own_attributes_io import HIDDEN_XATTRS as HIDDEN_XATTRS
 
 IDENTITY_SIZE: Final = 16
-IDENTITY_XATTR: Final = b"trusted.hotpair.id"
-HIDDEN_XATTRS: Final = b"trusted.hotpair."  # never shown through the mount, never replicated as an attribute
 PRIVATE_NAME: Final = b".hotpair"  # our own folder in the root of the data, hidden from the mount: orphans and trash
 
 ACL_XATTRS: Final = (b"system.posix_acl_access", b"system.posix_acl_default")
@@ -40,18 +39,13 @@ def new_identity() -> bytes:
 
 def read_identity(fd: int) -> bytes | None:
     """The identity of the object behind ``fd``, or None when it has none yet."""
-    try:
-        identity = os.getxattr(b"/proc/self/fd/%d" % fd, IDENTITY_XATTR)
-    except OSError as error:
-        if error.errno == errno.ENODATA:
-            return None
-        raise
-    return identity if len(identity) == IDENTITY_SIZE else None
+    identity = own_attributes_io.read(fd, own_attributes_io.IDENTITY)
+    return identity if identity is not None and len(identity) == IDENTITY_SIZE else None
 
 
 def write_identity(fd: int, identity: bytes) -> None:
     """Give the object behind ``fd`` its identity."""
-    os.setxattr(proc_path(fd), IDENTITY_XATTR, identity)
+    own_attributes_io.write(fd, own_attributes_io.IDENTITY, identity)
 
 
 def ensure_identity(fd: int) -> bytes:
@@ -61,7 +55,7 @@ def ensure_identity(fd: int) -> bytes:
         return identity
     identity = new_identity()
     try:
-        os.setxattr(proc_path(fd), IDENTITY_XATTR, identity, os.XATTR_CREATE)
+        own_attributes_io.write(fd, own_attributes_io.IDENTITY, identity, os.XATTR_CREATE)
     except FileExistsError:  # the helper and the loop met here; the first one counts
         identity = read_identity(fd)
         if identity is None:
@@ -167,8 +161,9 @@ def open_root(path: bytes, expected: bytes | None) -> int:
     except OSError as error:
         os.close(fd)
         raise BadConfiguration(
-            f"--dir {shown}: its file system cannot hold a mirrored directory: trusted extended attributes and file "
-            f"handles are needed, and root ({error.strerror}); ext4, XFS and btrfs have both"
+            f"--dir {shown}: its file system cannot hold a mirrored directory: extended attributes (trusted or user) "
+            f"and file handles are needed, and root ({error.strerror}); ext4, XFS and btrfs have all of them, ramfs, "
+            "FAT and NFS before 4.2 have not"
         ) from error
     if expected is not None and identity != expected:
         os.close(fd)

@@ -8,11 +8,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hotpair.replication import layout, mounts_io
+from hotpair.replication import layout, mounts_io, own_attributes_io
 from hotpair.replication.errors import BadConfiguration
 from hotpair.replication.layout import Goal
 from hotpair.replication.layout_io import FUSE_KIND, Calls, Layout, is_point, said
-from hotpair.replication.objects_io import IDENTITY_XATTR
+from hotpair.replication.objects_io import O_PATH_FLAGS
 from hotpair.replication.users_io import users_of
 
 
@@ -105,7 +105,7 @@ def check_surroundings(directory: bytes) -> None:
             if is_mirrored(above):
                 raise BadConfiguration(
                     f"{shown} is inside {os.fsdecode(above)}, which is or was mirrored: modules cannot be nested (if "
-                    f"it is not mirrored any more: setfattr -x {IDENTITY_XATTR.decode()} {os.fsdecode(above)})"
+                    f"it is not mirrored any more: setfattr -x {(own_attributes_io.TRUSTED + own_attributes_io.IDENTITY).decode()} {os.fsdecode(above)})"
                 )
             above = os.path.dirname(above)
         for path, _, _, fd in os.fwalk(directory, onerror=_raise):
@@ -117,13 +117,15 @@ def check_surroundings(directory: bytes) -> None:
 
 def is_mirrored(path: bytes) -> bool:
     """Whether a directory is, or was, in a mirrored one. Raises OSError."""
+    fd = os.open(path, O_PATH_FLAGS)
     try:
-        os.getxattr(path, IDENTITY_XATTR)
+        return own_attributes_io.read(fd, own_attributes_io.IDENTITY) is not None
     except OSError as error:
-        if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+        if error.errno != errno.EOPNOTSUPP:
             raise
         return False
-    return True
+    finally:
+        os.close(fd)
 
 
 def check_unused(directory: bytes, data: bytes) -> None:

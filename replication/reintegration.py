@@ -19,7 +19,7 @@ from typing import Any, Final
 from hotpair.replication import helper, linux_io
 from hotpair.replication.activity import ActivityLog
 from hotpair.replication.chunks import Chunk, FileJob
-from hotpair.replication.errors import ProtocolError
+from hotpair.replication.errors import LinkLost, ProtocolError
 from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import CHUNK, CHUNK_RETRIES, LISTING_BYTES
@@ -66,6 +66,7 @@ class Reintegration:
         self._helper = helper_process
         self._full = full  # compare the content of every file, not only what the log names
         self._finished = finished
+        self.compared: frozenset[bytes] = frozenset()  # files whose marked content is compared, and copied if different
         self._visited: set[bytes] = set()
         self._waiting: dict[bytes, Directory] = {root.identity: Directory(root.identity, root.handle)}
         self._listing: dict[int, Directory] = {}  # by token of the helper's job
@@ -182,6 +183,9 @@ class Reintegration:
             directory.entries += content
             return
         del self._listing[token]
+        if kind == "refused":
+            self._source.broken = LinkLost(f"not reintegrated: {content}")
+            return
         if kind == "gone" or directory.removed:
             return
         changed = any(entry[1] in self._changed for entry in directory.entries)
@@ -326,7 +330,7 @@ class Reintegration:
         self._chunks[token] = chunk
         self._helper.reading[token] = chunk.slot
         chunk.touched = False
-        hashed = self._full and not chunk.job.whole
+        hashed = (self._full or chunk.job.identity in self.compared) and not chunk.job.whole
         job = ["chunk", token, chunk.offset, chunk.size, chunk.slot, hashed]
         if not self._helper.ask(job, chunk.job.fd):
             raise AssertionError("the helper's socket holds more than its chunks")

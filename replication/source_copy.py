@@ -14,6 +14,8 @@ from hotpair.cluster import record_io
 from hotpair.cluster.record import Record
 from hotpair.replication import dirty_log
 from hotpair.replication.activity import ActivityLog
+from hotpair.replication.clean_stop_io import changed_since
+from hotpair.replication.copy_identity_io import claim_copy
 from hotpair.replication.dirty_log import DirtyLogUnusable
 from hotpair.replication.dirty_log_io import DirtyLog, DirtyLogFailed
 from hotpair.replication.errors import BadConfiguration
@@ -22,6 +24,7 @@ from hotpair.replication.objects_io import ensure_identity, largest_file, new_id
 from hotpair.replication.process_io import boot_id
 from hotpair.replication.source_marks import MarkCommits
 from hotpair.replication.source_start import SourceOptions, adoptable
+from hotpair.replication.walk_io import check_kinds
 
 log = logging.getLogger("hotpair.replication")
 
@@ -36,10 +39,13 @@ class OwnCopy:
         known_root = stored.root if stored is not None else None
         self.kept = adoptable(options)
         self.root_fd = self.kept.root_fd if self.kept is not None else open_data(options.directory, known_root)
+        check_kinds(self.root_fd, options.directory)
+        self.identity = claim_copy(self.root_fd, options.directory, stored)
+        self.changed = changed_since(options.state, self.root_fd, self.identity)  # since a clean stop, None: unknown
         self.largest_file = largest_file(self.root_fd)
         self.boot = boot_id()
         self.root_identity = ensure_identity(self.root_fd)
-        self.record = stored if stored is not None else self._first_record()
+        self.record = replace(stored, copy=self.identity) if stored is not None else self._first_record()
         self.log, marks = self._open_log()
         self.activity = ActivityLog(marks, options.hot_extents)
 
@@ -64,6 +70,7 @@ class OwnCopy:
             boot=self.boot,
             configuration=b"",
             root=self.root_identity,
+            copy=self.identity,
         )
         record_io.store(self._record_path, record)
         return record

@@ -94,6 +94,7 @@ class SourceProcess:
         self._session = session = Session(
             options, own_copy, source, tap, self._helper, self._connector, self._loop, standing
         )
+        session.admit_changes(own_copy.changed)
         self._stop = CleanStop(own_copy, source, self._mount, tap, self._helper, session, standing)
         self.verdicts = session.verdicts = Verdicts(
             options.alone_after_s, own_copy, source, tap, self._helper, session, self._stop, standing
@@ -208,6 +209,7 @@ class SourceProcess:
         self._standing.say(f"disk failed: {what}")
         self._standing.reason = f"disk failed: {what}"
         self._exit_code = 1
+        self._stop.clean = False
         self.verdicts.begin_stop()
 
     # --- time ---------------------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 from hotpair.cluster import record as records
 from hotpair.cluster.record import Copying, Meeting, Record, Side
 from hotpair.replication import dirty_log, frames
+from hotpair.replication.clean_stop import identities, whole_files
+from hotpair.replication.clean_stop_io import remove_table
 from hotpair.replication.errors import LinkLost, ProtocolError
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.helper_io import Helper
@@ -114,6 +116,7 @@ class Session:
         self._unwelcome = 0  # connections in a row that ended before the target had answered the hello
         self._flush_all = 0  # sequence number of the FLUSH_ALL that ends a reintegration, 0: none
         self._full = False
+        self._compared: frozenset[bytes] = frozenset()  # files that were changed behind the mirror's back
         self._failure = 0  # errno of the last operation that the target could not apply
         self._give_up = False  # it failed in the same way twice: an operator must act
 
@@ -360,10 +363,25 @@ class Session:
         if meeting.source is not Side.ME:
             raise LinkLost(f"not reintegrated: {meeting.reason}")
         marks = decode_marks(welcome["marks"] or [])  # before anything is done: the log may be busy for a moment
+        self._compared |= frozenset(identities(welcome.get("changed", [])))
         unknown = welcome["marks"] is None or (welcome["marks"] and welcome["extent_shift"] != self._source.shift)
         full = meeting.copying is Copying.FULL or self._copy.log.is_everything or bool(unknown)
         connection = self.connection
         self._source.marks.when_idle(lambda: self._begin(connection, marks, full))
+
+    def admit_changes(self, changed: set[bytes] | None) -> None:
+        """Files changed since the clean stop are in the dirty log before the table that told of them goes."""
+        if changed is None:
+            self._copy.log.set_everything()
+        else:
+            self._compared |= changed
+            self._mark_changed()
+            self._source.marks.commit_now()
+        remove_table(self._options.state)
+
+    def _mark_changed(self) -> None:
+        for record in self._copy.activity.union(whole_files(self._compared)):
+            self._source.marks.stage(record)
 
     def _meet(self, theirs: Record | None, their_boot: str) -> Meeting:
         return records.meet(
@@ -384,6 +402,7 @@ class Session:
             self._copy.log.set_everything()
         for record in self._copy.activity.union(marks):
             self._source.marks.stage(record)
+        self._mark_changed()
         self._source.marks.commit_now()
         self._identity = None
         self.phase = Phase.BEGUN
@@ -413,6 +432,7 @@ class Session:
             self._try_to_finish,
         )
         reintegration.ceiling = self.verdicts.ceiling
+        reintegration.compared = self._compared
         self._copy.activity.freeze()
         self._source.begin_session(reintegration, root)
         self._standing.state_changed(before)
@@ -442,6 +462,7 @@ class Session:
         self._standing.in_sync = True
         self._standing.reason = ""
         self._failure = 0
+        self._compared = frozenset()
         if self._full:
             self._full = False
             self._source.marks.when_idle(lambda: self._copy.compact(clear_everything=True))

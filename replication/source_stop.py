@@ -14,6 +14,7 @@ import time
 from dataclasses import replace
 
 from hotpair.replication import dirty_log, fuse_io, keeper_io, linux_io
+from hotpair.replication.clean_stop_io import write_table
 from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.modes import FROZEN, PRIM, REINTEGRATING, STOPPED
@@ -51,6 +52,7 @@ class CleanStop:
         self._flushed = False
         self.ended = False
         self.last_word = "stopped"
+        self.clean = True  # nothing has failed: what is on the disk then is what the mirror left there
 
     def begin(self, now: float) -> None:
         """From here on no verdict is carried out and no connection is made any more."""
@@ -111,6 +113,8 @@ class CleanStop:
         os.close(self._mount.fuse_fd)
         self._helper.close()
         self._copy.log.close()
+        if self.clean:
+            write_table(self._mount.state, self._copy.root_fd, self._copy.identity)
         fcntl.flock(self._copy.root_fd, fcntl.LOCK_UN)  # helpers share it, and may take a moment to end
         os.close(self._copy.root_fd)
         keeper_io.dismiss(self._mount.state)

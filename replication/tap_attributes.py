@@ -189,7 +189,7 @@ class Attributes:
     def listxattr(self, ask: Ask) -> None:
         slot, nodeid, uid, _, _, body = ask
         size, _ = abi.GETXATTR_IN.unpack_from(body)
-        hidden = b"trusted." if uid else HIDDEN_XATTRS  # xattr(7): trusted attributes are shown to root only
+        hidden = (b"trusted.", *HIDDEN_XATTRS) if uid else HIDDEN_XATTRS  # xattr(7): trusted ones are for root only
         names = (os.fsencode(name) for name in os.listxattr(proc_path(self._fd(self._node(nodeid)))))
         self._answer_sized(slot, b"".join(name + b"\0" for name in names if not name.startswith(hidden)), size)
 

@@ -16,7 +16,8 @@ from typing import Any, Final
 from hotpair.cluster import record as records
 from hotpair.cluster import record_io
 from hotpair.cluster.record import Record
-from hotpair.replication import dirty_log, frames, keeper_io, layout_io, linux_io
+from hotpair.replication import clean_stop_io, dirty_log, frames, keeper_io, layout_io, linux_io
+from hotpair.replication.copy_identity_io import claim_copy
 from hotpair.replication.dirty_log import DirtyLogUnusable
 from hotpair.replication.dirty_log_io import DirtyLog
 from hotpair.replication.errors import BadConfiguration, LinkLost, ProtocolError, TargetFailed
@@ -76,6 +77,9 @@ class TargetProcess:
         self.record = self._load_record()
         keeper_io.take_away(options.state, options.directory)  # of a source that was killed here
         self._root_fd = layout_io.open_data(options.directory, self.record.root if self.record is not None else None)
+        self._copy = claim_copy(self._root_fd, options.directory, self.record)
+        self.record = replace(self.record, copy=self._copy) if self.record is not None else None
+        self._changed = clean_stop_io.changed_since(options.state, self._root_fd, self._copy)
         self._root_identity = ensure_identity(self._root_fd)
         self._log_path = os.path.join(options.state, "dirty-log")
         self._largest_file = largest_file(self._root_fd)
@@ -238,7 +242,8 @@ class TargetProcess:
             "applied": self.target.applied,
             "record": records.encode(self.record) if self.record is not None else b"",
             "boot": self._boot,
-            "marks": marks,
+            "marks": marks if self._changed is not None else None,
+            "changed": sorted(self._changed or ()),
             "extent_shift": shift,
         }
         self.target.say(Kind.WELCOME, PROTOCOL_VERSION, welcome)
@@ -359,6 +364,7 @@ class TargetProcess:
         if self.record is None:
             if self._root_identity != self._offered_root:
                 write_identity(self._root_fd, self._offered_root)
+                os.fsync(self._root_fd)  # before a record names it
                 self._root_identity = self._offered_root
                 self.target.adopt_root(self._offered_root)
             self._store(
@@ -369,12 +375,15 @@ class TargetProcess:
                     boot=self._boot,
                     configuration=b"",
                     root=self._root_identity,
+                    copy=self._copy,
                 )
             )
         else:
             self._store(records.begin_reintegration_as_target(self.record, generation))
         if os.path.exists(self._log_path):
             os.unlink(self._log_path)
+        clean_stop_io.remove_table(self.options.state)  # the source has noted what it told
+        self._changed = set()
         self._begun = True
         self.target.admits_operations = True
         self._say("state REINTEGRATING")
@@ -489,6 +498,8 @@ class TargetProcess:
         self._drop_connection()
         linux_io.syncfs(self._root_fd)
         layout_io.hide(self.options.directory)
+        if self.record is not None:
+            clean_stop_io.write_table(self.options.state, self._root_fd, self._copy)
         self._say("stopped" if self._taken_over_at is None else "handed over")
 
 

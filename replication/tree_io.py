@@ -11,7 +11,7 @@ import os
 import stat
 from typing import Final, NamedTuple
 
-from hotpair.replication import linux_io
+from hotpair.replication import linux_io, own_attributes_io
 from hotpair.replication.objects_io import (
     ACL_XATTRS,
     HIDDEN_XATTRS,
@@ -51,8 +51,8 @@ def create(
     """Create an object as the caller ``uid``/``gid`` would; an O_PATH descriptor of it.
 
     The file system below decides on umask against default ACL and on the group in set-group-id directories, so the
-    process umask is set for the call. Nothing is left behind when a step fails. ``first`` names an attribute that is
-    set before the object gets its identity.
+    process umask is set for the call. Nothing is left behind when a step fails. ``first`` names an own attribute
+    that is set before the object gets its identity.
     """
     kind = stat.S_IFMT(mode)
     old = os.umask(umask)
@@ -72,7 +72,7 @@ def create(
         raise
     try:
         if first:
-            os.setxattr(proc_path(fd), first, b"1")
+            own_attributes_io.write(fd, first, b"1")
         write_identity(fd, identity)
         if uid or gid:
             _give_to(fd, directory_fd, uid, gid)

@@ -76,7 +76,14 @@ class ReservedPort:
 class MirrorProcess:
     """One side of a mirror in the foreground: its process, its log, and the moment it says ``ready``."""
 
-    def __init__(self, role: str, arguments: Sequence[str], log_path: str, environment: dict[str, str]) -> None:
+    def __init__(
+        self,
+        role: str,
+        arguments: Sequence[str],
+        log_path: str,
+        environment: dict[str, str],
+        prefix: Sequence[str] = (),
+    ) -> None:
         self.role = role
         self.log_path = log_path
         self._ready = threading.Event()  # set by ``ready`` and by the end of the output
@@ -85,7 +92,7 @@ class MirrorProcess:
             log.write(f"--- {role}: {' '.join(arguments)}\n".encode())
             log.flush()
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "hotpair.replication", *arguments],
+                [*prefix, sys.executable, "-P", "-m", "hotpair.replication", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -219,6 +226,7 @@ class MirrorPair:
         self._port = ReservedPort()
         self.source_arguments = list(source_arguments)
         self.target_arguments = list(target_arguments)
+        self.target_prefix: list[str] = []  # of the target's command line: a program that runs it
         self.source: MirrorProcess | None = None
         self.target: MirrorProcess | None = None
 
@@ -227,7 +235,8 @@ class MirrorPair:
         return {**os.environ, MARK: self.mark, "PYTHONUNBUFFERED": "1"}
 
     def _start(self, role: str, arguments: Sequence[str]) -> MirrorProcess:
-        process = MirrorProcess(role, [role, *arguments], f"{self.base}/{role}.log", self.environment())
+        prefix = self.target_prefix if role == "target" else []
+        process = MirrorProcess(role, [role, *arguments], f"{self.base}/{role}.log", self.environment(), prefix)
         try:
             process.wait_ready()
         except RuntimeError as error:

@@ -18,6 +18,7 @@ RECORD = "tests/test_record.py::"
 LYING = "tests/test_lying_target.py::"
 LAYOUT = "tests/test_layout_io.py::"
 POSIX = "tests/test_posix_difference.py::"
+COPIES_TESTS, CLEAN_STOP = "tests/test_copies.py::", "tests/test_clean_stop.py::"
 
 SOURCE, SOURCE_PROCESS = "replication/source.py", "replication/source_process.py"
 FLUSHES, COMMITS = "replication/source_flushes.py", "replication/source_marks.py"
@@ -31,6 +32,8 @@ TAP_DIRECTORIES, TAP_ATTRIBUTES = "replication/tap_directories.py", "replication
 TAP_SET_ID = "replication/tap_set_id.py"
 MARKS, MARKS_IO, ACTIVE = "replication/dirty_log.py", "replication/dirty_log_io.py", "replication/activity.py"
 LAYOUT_PURE, LAYOUT_IO, MOUNTS = "replication/layout.py", "replication/layout_io.py", "replication/mounts_io.py"
+OWN_ATTRIBUTES, COPY_IDENTITY = "replication/own_attributes_io.py", "replication/copy_identity_io.py"
+TABLE, TABLE_IO = "replication/clean_stop.py", "replication/clean_stop_io.py"
 OBJECTS, FRAMES, DURABLE = "replication/objects_io.py", "replication/frames.py", "cluster/record.py"
 
 
@@ -949,8 +952,8 @@ REINTEGRATING = (
         "A file whose copying was interrupted is taken for equal afterwards.",
         (
             LISTING,
-            "            raise\n        return True\n\n    def _to_trash",
-            "            raise\n        return False\n\n    def _to_trash",
+            "        return own_attributes_io.read(path_fd, own_attributes_io.WHOLE) is not None",
+            "        return False",
         ),
         tests=(CONTRACT + "test_interrupted_copy_of_a_file_is_not_taken_for_complete",),
     ),
@@ -1265,12 +1268,176 @@ FAIL_CLOSED = (
     mutant(
         "a killed source's mount is in the way",
         "A server whose source was killed cannot be started as the target.",
-        (TARGET_PROCESS, "        keeper_io.take_away(options.state, options.directory)  # of a source that was killed here\n", ""),
+        (
+            TARGET_PROCESS,
+            "        keeper_io.take_away(options.state, options.directory)  # of a source that was killed here\n",
+            "",
+        ),
         tests=("tests/test_fail_closed.py::test_a_killed_target_becomes_the_source",),
+    ),
+)
+
+COPIES = (
+    mutant(
+        "the copies are not told apart",
+        "A server takes the directory of the other one for its own.",
+        (COPY_IDENTITY, "        if present != record.copy:", "        if False:"),
+        tests=(
+            COPIES_TESTS + "test_the_other_copys_directory_is_refused",
+            "tests/test_faults_start.py::test_swapped_directories",
+        ),
+    ),
+    mutant(
+        "the copy's id is not recorded by the source",
+        "The first record of a source names no copy.",
+        (OWN_COPY, "            copy=self.identity,\n", ""),
+        tests=(COPIES_TESTS + "test_each_copy_keeps_its_own_id",),
+    ),
+    mutant(
+        "the copy's id is not recorded by the target",
+        "The first record of a target names no copy.",
+        (TARGET_PROCESS, "                    copy=self._copy,\n", ""),
+        tests=(COPIES_TESTS + "test_each_copy_keeps_its_own_id",),
+    ),
+    mutant(
+        "an older record names no copy",
+        "A source whose record is of the version before goes on without a copy id.",
+        (OWN_COPY, "replace(stored, copy=self.identity) if stored is not None", "stored if stored is not None"),
+        tests=(COPIES_TESTS + "test_a_record_of_before_gets_the_id",),
+    ),
+    mutant(
+        "the copy's id is made anew",
+        "A first start that was interrupted gives the directory another id when it is repeated.",
+        (
+            COPY_IDENTITY,
+            "    if present is not None and len(present) == IDENTITY_SIZE:\n        return present\n",
+            "",
+        ),
+        tests=(COPIES_TESTS + "test_an_interrupted_first_start",),
+    ),
+    mutant(
+        "own user attributes are shown",
+        "What stands in the user namespace is shown, and replicated, as if it were the VM's.",
+        (OWN_ATTRIBUTES, "HIDDEN_XATTRS: Final = (TRUSTED, USER)", "HIDDEN_XATTRS: Final = (TRUSTED,)"),
+        tests=(COPIES_TESTS + "test_either_namespace", COPIES_TESTS + "test_each_copy_keeps_its_own_id"),
+    ),
+    mutant(
+        "no fall-back to user attributes",
+        "Without the right to trusted attributes nothing works.",
+        (OWN_ATTRIBUTES, "        _write_user(path, name, value, flags)\n", "        raise\n"),
+        tests=(COPIES_TESTS + "test_a_target_without_privilege",),
+    ),
+    mutant(
+        "what cannot be mirrored is found too late",
+        "A source without trusted attributes serves a tree with symlinks in it.",
+        (OWN_COPY, "        check_kinds(self.root_fd, options.directory)\n", ""),
+        tests=(COPIES_TESTS + "test_a_source_that_holds_what_it_cannot_mirror",),
+    ),
+    mutant(
+        "an object without an identity ends the helper",
+        "A listing with something in it that gets no identity ends the mirror.",
+        (
+            "replication/helper.py",
+            "                    if error.errno not in NOT_PERMITTED:\n                        raise\n",
+            "                    raise\n",
+        ),
+        tests=(COPIES_TESTS + "test_a_file_that_gets_no_identity_is_no_crash",),
+    ),
+    mutant(
+        "the table of a clean stop is not written by the source",
+        "What was changed on a stopped source is not found.",
+        (
+            "replication/source_stop.py",
+            "            write_table(self._mount.state, self._copy.root_fd, self._copy.identity)",
+            "            pass",
+        ),
+        tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
+    ),
+    mutant(
+        "the table of a clean stop is not written by the target",
+        "What was changed on a stopped target is not found.",
+        (
+            TARGET_PROCESS,
+            "            clean_stop_io.write_table(self.options.state, self._root_fd, self._copy)",
+            "            pass",
+        ),
+        tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
+    ),
+    mutant(
+        "the source does not hear of files changed on the target",
+        "The target keeps what it found for itself.",
+        (TARGET_PROCESS, '            "changed": sorted(self._changed or ()),\n', ""),
+        tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
+    ),
+    mutant(
+        "changed files are copied, not compared",
+        "A file whose times alone have changed is copied as a whole.",
+        (REINTEGRATION, "(self._full or chunk.job.identity in self.compared)", "self._full"),
+        tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
+    ),
+    mutant(
+        "changed files are not in the log before the table goes",
+        "A source that dies before the reintegration forgets what was changed.",
+        (SESSION, "            self._mark_changed()\n            self._source.marks.commit_now()\n", ""),
+        tests=(CLEAN_STOP + "test_what_was_found_outlives_a_crash",),
+    ),
+    mutant(
+        "the target's table goes at its start",
+        "A target that dies before a source has noted what was changed forgets it.",
+        (
+            TARGET_PROCESS,
+            "        self._log_path = os.path.join(",
+            "        clean_stop_io.remove_table(options.state)\n        self._log_path = os.path.join(",
+        ),
+        tests=(CLEAN_STOP + "test_a_targets_table_stays_until_a_source_has_noted_it",),
+    ),
+    mutant(
+        "the source's table stays",
+        "After a crash all that was written since the last clean stop is compared.",
+        (SESSION, "        remove_table(self._options.state)\n", ""),
+        tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back", CLEAN_STOP + "test_a_crash_is_no_clean_stop"),
+    ),
+    mutant(
+        "the target's table stays",
+        "After a crash all that was written since the last clean stop is compared.",
+        (TARGET_PROCESS, "        clean_stop_io.remove_table(self.options.state)", "        pass"),
+        tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
+    ),
+    mutant(
+        "a damaged table says that nothing was changed",
+        "A table that cannot be read is taken for none.",
+        (
+            TABLE_IO,
+            '        log.warning("everything is compared: the table',
+            '        return set()\n        log.warning("everything is compared: the table',
+        ),
+        tests=(CLEAN_STOP + "test_a_damaged_table",),
+    ),
+    mutant(
+        "a source with a damaged table compares nothing",
+        "That all may have been changed is not noted.",
+        (
+            SESSION,
+            "        if changed is None:\n            self._copy.log.set_everything()\n",
+            "        if changed is None:\n            pass\n",
+        ),
+        tests=(CLEAN_STOP + "test_a_damaged_table_of_either_side",),
+    ),
+    mutant(
+        "a target with a damaged table compares nothing",
+        "That all may have been changed is not said.",
+        (TARGET_PROCESS, "marks if self._changed is not None else None", "marks"),
+        tests=(CLEAN_STOP + "test_a_damaged_table_of_either_side",),
+    ),
+    mutant(
+        "a table is not checked",
+        "A flipped bit in the table hides a change.",
+        (TABLE_IO, "    if size < 0 or digest.digest() != os.pread(fd, DIGEST_BYTES, size):", "    if size < 0:"),
+        tests=(CLEAN_STOP + "test_a_damaged_table",),
     ),
 )
 
 MUTANTS = (
     *ACKNOWLEDGEMENTS, *MARKING, *FLUSHES, *STREAMING, *DECISIONS, *REINTEGRATING, *OBJECTS_AND_ERRORS, *DIRTY_LOG,
-    *FAIL_CLOSED,
+    *FAIL_CLOSED, *COPIES,
 )  # fmt: skip

@@ -83,7 +83,13 @@ class Story:
         self.record_before_log = record_before_log
         self.compact_unconfirmed = compact_unconfirmed
         self.record = Record(
-            generation=self.id(), last_role="PRIM", in_sync=True, boot="boot", configuration=b"digest", root=self.id()
+            generation=self.id(),
+            last_role="PRIM",
+            in_sync=True,
+            boot="boot",
+            configuration=b"digest",
+            root=self.id(),
+            copy=self.id(),
         )
         self.next_record = self.record
         self.reported: set[Extent] = set()

@@ -226,7 +226,6 @@ def test_wrong_directory(pair: MirrorPair, side: str) -> None:
     equal_after_stop(pair)
 
 
-@pytest.mark.xfail(strict=True, reason="known: nothing tells the two copies of one module apart yet")
 def test_swapped_directories(pair: MirrorPair) -> None:
     """The two disks are exchanged after the source went on alone: refused, or right, but never the old data."""
     pair.source_arguments += ["--alone-after", "1"]

@@ -203,7 +203,7 @@ def test_refusal_is_passed_on(alone: LiedTo) -> None:
 
 def test_junk_in_the_welcome(alone: LiedTo) -> None:
     deaths: list[str] = []
-    keys = ("instance", "resume", "applied", "record", "boot", "marks", "extent_shift")
+    keys = ("instance", "resume", "applied", "record", "boot", "marks", "extent_shift", "changed")
     marks = (
         [[b"i" * 16]],
         [[b"i" * 16, [0], False, False]],

@@ -53,6 +53,7 @@ records = st.builds(
     configuration=st.binary(max_size=64),
     root=ids,
     log_counter=counts,
+    copy=st.none() | ids,
 )
 
 
@@ -73,6 +74,7 @@ def record(**fields: Any) -> Record:
         "configuration": b"digest",
         "root": named("r"),
         "log_counter": 7,
+        "copy": named("c"),
     }
     return Record(**standard | fields)
 
@@ -120,14 +122,23 @@ def test_another_version_is_not_called_damage() -> None:
         decode(sealed(9, b"something"))
 
 
-@pytest.mark.parametrize("position", range(14))
+def test_a_record_of_version_1_has_no_copy_id_yet() -> None:
+    values = list(asdict(record()).values())
+    assert decode(sealed(1, msgpack.packb(values[:-1]))) == record(copy=None)
+    for version, fields in ((1, values), (2, values[:-1])):
+        with pytest.raises(RecordDamaged):
+            decode(sealed(version, msgpack.packb(fields)))
+    assert encode(record(copy=None)) == sealed(2, msgpack.packb([*values[:-1], None])), "version 1 is never written"
+
+
+@pytest.mark.parametrize("position", range(15))
 def test_a_sealed_record_with_a_senseless_field_is_refused(position: int) -> None:
     values = list(asdict(record()).values())
-    assert decode(sealed(1, msgpack.packb(values))) == record()
+    assert decode(sealed(2, msgpack.packb(values))) == record()
     for senseless in (-1, 2**64 - 1, 1.5, b"short", "NONE" * 99, [1], {}, None):
         changed = [*values[:position], senseless, *values[position + 1 :]]
         try:
-            result = decode(sealed(1, msgpack.packb(changed)))
+            result = decode(sealed(2, msgpack.packb(changed)))
         except RecordDamaged:
             continue
         assert list(asdict(result).values())[position] == senseless  # only what that field may hold
@@ -136,7 +147,7 @@ def test_a_sealed_record_with_a_senseless_field_is_refused(position: int) -> Non
 @pytest.mark.parametrize("payload", [b"", b"\xc1", msgpack.packb([]), msgpack.packb({}), b"\xdd\xff\xff\xff\xff"])
 def test_a_sealed_payload_that_is_no_record_is_refused(payload: bytes) -> None:
     with pytest.raises(RecordDamaged, match="makes no sense"):
-        decode(sealed(1, payload))
+        decode(sealed(2, payload))
 
 
 def test_errors_say_what_to_do() -> None:
@@ -170,6 +181,7 @@ def test_a_full_record_fits() -> None:
         {"last_role": "PRIMARY"},
         {"boot": "b" * 129},
         {"root": b""},
+        {"copy": b"short"},
     ],
 )
 def test_no_program_can_make_a_senseless_record(fields: dict[str, Any]) -> None:
@@ -187,7 +199,7 @@ def test_storing_and_loading(tmp_path: Path) -> None:
     (tmp_path / "record").write_bytes(b"")
     with pytest.raises(RecordDamaged, match=path):
         record_io.load(path)
-    (tmp_path / "record").write_bytes(sealed(2, b""))
+    (tmp_path / "record").write_bytes(sealed(3, b""))
     with pytest.raises(RecordVersion, match=path):
         record_io.load(path)
     with pytest.raises(record_io.RecordNotStored, match="cannot store"):

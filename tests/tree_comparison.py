@@ -16,8 +16,8 @@ from typing import NamedTuple
 BLOCK = 4096
 READ_LIMIT = 256 << 20  # bytes of data in one file: more is a mistake of the test or a file without its holes
 
-IDENTITY_ATTRIBUTE = "trusted.hotpair.id"
-OWN_ATTRIBUTES = "trusted.hotpair."
+IDENTITY_ATTRIBUTES = ("trusted.hotpair.id", "user.hotpair.id")  # the first that an object has
+OWN_ATTRIBUTES = ("trusted.hotpair.", "user.hotpair.")
 OWN_FOLDER = b".hotpair"  # at the top of each copy: orphans and trash, each side's own business
 
 
@@ -150,7 +150,7 @@ def read_copy(root: bytes) -> tuple[dict[bytes, Copy], dict[int, set[bytes]]]:
                 modified_ns=status.st_mtime_ns,
                 content=object_content(found),
                 attributes={k: v for k, v in attributes.items() if not k.startswith(OWN_ATTRIBUTES)},
-                identity=attributes.get(IDENTITY_ATTRIBUTE, "none"),
+                identity=next((attributes[name] for name in IDENTITY_ATTRIBUTES if name in attributes), "none"),
             )
     finally:
         os.close(directory)
@@ -182,7 +182,7 @@ def compare_copies(
             if one != other:
                 differences.append(f"{path!r}: {field} is {one!r} on the source, {other!r} on the target")
         if identities and here.identity == "none":
-            differences.append(f"{path!r}: no {IDENTITY_ATTRIBUTE} on the source")
+            differences.append(f"{path!r}: no {IDENTITY_ATTRIBUTES[0]} on the source")
     groups = {frozenset(paths) for paths in source_links.values()}
     other_groups = {frozenset(paths) for paths in target_links.values()}
     differences += [
