@@ -103,9 +103,10 @@ def check_surroundings(directory: bytes) -> None:
         above = os.path.dirname(directory)
         while above != b"/":
             if is_mirrored(above):
+                attribute = own_attributes_io.TRUSTED + own_attributes_io.IDENTITY
                 raise BadConfiguration(
                     f"{shown} is inside {os.fsdecode(above)}, which is or was mirrored: modules cannot be nested (if "
-                    f"it is not mirrored any more: setfattr -x {(own_attributes_io.TRUSTED + own_attributes_io.IDENTITY).decode()} {os.fsdecode(above)})"
+                    f"it is not mirrored any more: setfattr -x {attribute.decode()} {os.fsdecode(above)})"
                 )
             above = os.path.dirname(above)
         for path, _, _, fd in os.fwalk(directory, onerror=_raise):

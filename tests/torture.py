@@ -30,7 +30,7 @@ from hotpair.replication import dirty_log
 from hotpair.replication.control_client import ControlClient
 from tests.ledger import Ledger, WriterProcess
 from tests.mirror_pair import BASE_PARENT, MirrorPair, processes_marked
-from tests.tree_comparison import IDENTITY_ATTRIBUTE, OWN_ATTRIBUTES, OWN_FOLDER, attributes_of, path_below, walk
+from tests.tree_comparison import OWN_ATTRIBUTES, OWN_FOLDER, attributes_of, identity_of, path_below, walk
 
 STUCK_S = 60.0  # a writer that has made no progress for so long, on a machine that others use too, is stuck
 ALONE_AFTER_S = "1"
@@ -80,12 +80,12 @@ def read_things(root: str) -> dict[str, Thing]:
     directory = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
     try:
         top = Thing(b".", os.fstat(directory), attributes_of(path_below(directory, b".")), {})
-        by_path[b"."] = things[top.attributes[IDENTITY_ATTRIBUTE]] = top
+        by_path[b"."] = things[identity_of(top.attributes, "none")] = top
         for found in walk(directory):
             if found.path == OWN_FOLDER or found.path.startswith(OWN_FOLDER + b"/"):
                 continue
             attributes = attributes_of(path_below(found.directory, found.name))
-            identity = attributes.get(IDENTITY_ATTRIBUTE, f"none: {found.path!r}")
+            identity = identity_of(attributes, f"none: {found.path!r}")
             thing = Thing(found.path, found.status, attributes, {})
             by_path[found.path] = things[identity] = thing
             parent = by_path[os.path.dirname(found.path) or b"."]

@@ -21,6 +21,11 @@ OWN_ATTRIBUTES = ("trusted.hotpair.", "user.hotpair.")
 OWN_FOLDER = b".hotpair"  # at the top of each copy: orphans and trash, each side's own business
 
 
+def identity_of(attributes: dict[str, str], missing: str) -> str:
+    """The object's identity among its attributes."""
+    return next((attributes[name] for name in IDENTITY_ATTRIBUTES if name in attributes), missing)
+
+
 class Found(NamedTuple):
     """One object met on a walk; ``directory`` is an open descriptor that is valid only until the next step."""
 
@@ -150,7 +155,7 @@ def read_copy(root: bytes) -> tuple[dict[bytes, Copy], dict[int, set[bytes]]]:
                 modified_ns=status.st_mtime_ns,
                 content=object_content(found),
                 attributes={k: v for k, v in attributes.items() if not k.startswith(OWN_ATTRIBUTES)},
-                identity=next((attributes[name] for name in IDENTITY_ATTRIBUTES if name in attributes), "none"),
+                identity=identity_of(attributes, "none"),
             )
     finally:
         os.close(directory)
