@@ -115,7 +115,7 @@ class StepFlushes:
         self.held = False
         self._waiting: list[int] = []
 
-    def submit(self, fd: int, token: int, data_only: bool = True) -> None:
+    def submit_flush(self, fd: int, token: int, data_only: bool = True) -> None:
         os.fstat(fd)
         if len(self._waiting) == self.DEPTH:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))

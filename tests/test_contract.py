@@ -421,7 +421,7 @@ def test_flush_is_answered_when_both_copies_have_flushed(pair: Pair, name: str, 
 
 def fail(flushes: StepFlushes) -> None:
     """The disk is broken: each flush that ends from now on has failed."""
-    flushes.completed = lambda: [(token, errno.EIO) for token, _ in StepFlushes.completed(flushes)]  # type: ignore[method-assign]
+    flushes.completed = lambda: [(token, -errno.EIO) for token, _ in StepFlushes.completed(flushes)]  # type: ignore[method-assign]
 
 
 def test_failed_flush_of_the_source_is_sticky(pair: Pair) -> None:
