@@ -22,7 +22,14 @@ from typing import NoReturn
 from hotpair.replication.control import ControlServer, source_commands, target_commands
 from hotpair.replication.errors import BadConfiguration, MirrorError
 from hotpair.replication.fuse_io import mount_at
-from hotpair.replication.limits import EXTENT_SIZE, EXTENT_SIZE_LARGEST, EXTENT_SIZE_SMALLEST, HOT_EXTENTS
+from hotpair.replication.limits import (
+    EXTENT_SIZE,
+    EXTENT_SIZE_LARGEST,
+    EXTENT_SIZE_SMALLEST,
+    HOT_EXTENTS,
+    KNOWN_OBJECTS,
+)
+from hotpair.replication.process_io import keep_running
 from hotpair.replication.protect_io import protect, unprotect
 from hotpair.replication.source_process import SourceProcess
 from hotpair.replication.source_start import SourceOptions
@@ -62,11 +69,17 @@ def parser() -> Parser:
         command.add_argument("--verbose", action="store_true", help="log more")
     source.add_argument("--peer", required=True, metavar="HOST:PORT")
     source.add_argument("--alone-after", metavar="SECONDS", help="the verdict after a lost link; none by default")
+    source.add_argument(
+        "--fence-after", metavar="SECONDS", help="fail the mount when no verdict has come so long after a lost link"
+    )
     source.add_argument("--cache", default="direct", help="direct (default) or page")
     source.add_argument(
         "--extent-size", default=str(EXTENT_SIZE), metavar="BYTES", help="a power of two; 4m by default"
     )
     source.add_argument("--hot-extents", default=str(HOT_EXTENTS), metavar="N", help="size of the activity log")
+    source.add_argument(
+        "--known-objects", default=str(KNOWN_OBJECTS), metavar="N", help="files and directories kept in memory"
+    )
     target.add_argument("--listen", required=True, metavar="HOST:PORT")
     target.add_argument("--overwrite", action="store_true", help="replace what is in DIR although it was never a copy")
     return top
@@ -176,16 +189,24 @@ def build(options: argparse.Namespace) -> tuple[SourceProcess | TargetProcess, s
             say,
         ), state
     host, port = parse_address(options.peer)
+    alone_after = None if options.alone_after is None else seconds("--alone-after", options.alone_after)
+    fence_after = None if options.fence_after is None else seconds("--fence-after", options.fence_after, least=0.1)
+    if alone_after is not None and fence_after is not None and fence_after <= alone_after:
+        raise BadConfiguration(
+            f"--fence-after {fence_after:g}: give more than --alone-after {alone_after:g}, which would never be reached"
+        )
     return SourceProcess(
         SourceOptions(
             directory=directory(options.dir),
             state=state,
             peer=(host, port),
-            alone_after_s=None if options.alone_after is None else seconds("--alone-after", options.alone_after),
+            alone_after_s=alone_after,
+            fence_after_s=fence_after,
             durability=durability,
             cache=one_of("--cache", options.cache, ("direct", "page")),
             extent_size=extent_size(options.extent_size),
             hot_extents=count("--hot-extents", options.hot_extents, 64, 1 << 22),
+            known_objects=count("--known-objects", options.known_objects, 1000, 1 << 30),
             stall_timeout_s=stall,
             tls=tls_files(options, host),
         ),
@@ -212,6 +233,7 @@ def main(arguments: list[str]) -> int:
         print(f"hotpair: {error}", file=sys.stderr)
         return 2
     os.chdir("/")
+    keep_running()
     gc.freeze()
     commands = source_commands(process) if isinstance(process, SourceProcess) else target_commands(process)
     server = ControlServer(os.path.join(state, "control.sock"), commands)

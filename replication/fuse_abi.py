@@ -55,8 +55,8 @@ WRITE_KILL_SUIDGID = 1 << 2
 SETXATTR_ACL_KILL_SGID = 1 << 0
 FSYNC_FDATASYNC = 1 << 0
 
-NOTIFY_INVAL_ENTRY = 3
 NOTIFY_RESEND = 7
+NOTIFY_PRUNE = 9
 UNIQUE_RESEND = 1 << 63  # set in `unique` of a request that the kernel sends a second time
 
 ROOT_NODEID = 1

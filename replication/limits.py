@@ -12,7 +12,7 @@ MAX_BACKGROUND = 64  # asynchronous requests that the kernel has under way at on
 NAME_BYTES = 255  # NAME_MAX of every file system we run on
 XATTR_BYTES = 65536  # XATTR_SIZE_MAX
 CACHE_VALID_S = 86400  # nobody but us changes the tree, so the kernel may keep names and attributes
-NODES_SOFT = 100_000  # above it the kernel is asked to forget what it does not use
+KNOWN_OBJECTS = 100_000  # above it the kernel is asked to forget what it does not use; each takes about 1 KiB
 DESCRIPTORS_SPARE = 512  # of RLIMIT_NOFILE: sockets, helpers, logs and what is being opened right now
 
 # --- Stream ---------------------------------------------------------------------------------------

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import resource
 
+from hotpair.replication import linux_io
 from hotpair.replication.errors import BadConfiguration
+
+log = logging.getLogger("hotpair.replication")
 
 
 def lock_state(path: str) -> int:
@@ -30,6 +34,19 @@ def boot_id() -> str:
     """The host's boot id (random(4), proc(5))."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return file.read().strip()
+
+
+def keep_running() -> None:
+    """Have the kernel keep this process out of the ways in which it could wait for itself: swapped out while the VM's
+    swap file is on the mount, or waiting for memory that is free only when the mirror has written. Where it is not
+    permitted, the mirror runs without.
+    """
+    pages = linux_io.MCL_CURRENT | linux_io.MCL_FUTURE | linux_io.MCL_ONFAULT
+    try:
+        linux_io.mlockall_current(pages)
+        linux_io.prctl_set_io_flusher()
+    except OSError as error:
+        log.info("keeping the mirror in memory: %s: it goes on without", error.strerror)
 
 
 def descriptor_limit() -> int:

@@ -38,6 +38,7 @@ from hotpair.replication.source_stop import CleanStop
 from hotpair.replication.source_verdicts import Verdicts
 from hotpair.replication.spin import Spinner
 from hotpair.replication.tap_fuse import FuseTap
+from hotpair.replication.tap_prune import Pruner
 
 log = logging.getLogger("hotpair.replication")
 
@@ -84,6 +85,7 @@ class SourceProcess:
             os.path.join(options.state, "journal"),
             self._mount.adopted,
         )
+        self._pruner = Pruner(self._mount.fuse_fd, self.tap.nodes, options.known_objects)
         self.source.known.nodes = self.tap.nodes
         self.source.times.path_fd = self.tap.objects.descriptors.get
         self._join(options)
@@ -97,7 +99,7 @@ class SourceProcess:
         session.admit_changes(own_copy.changed)
         self._stop = CleanStop(own_copy, source, self._mount, tap, self._helper, session, standing)
         self.verdicts = session.verdicts = Verdicts(
-            options.alone_after_s, own_copy, source, tap, self._helper, session, self._stop, standing
+            options, own_copy, source, tap, self._helper, session, self._stop, self._mount, standing
         )
         self.control = SourceControl(
             self._delivery, own_copy, source, self._mount, tap, session, self.verdicts, standing
@@ -224,6 +226,7 @@ class SourceProcess:
         if self._copy.log.should_compact():
             source.marks.when_idle(self._copy.compact)
         self._evict()
+        self._pruner.step()
         if self._standing.stopping:
             self._stop.step()
 

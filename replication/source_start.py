@@ -22,10 +22,12 @@ class SourceOptions:
     state: str
     peer: tuple[str, int]
     alone_after_s: float | None
+    fence_after_s: float | None
     durability: str
     cache: str
     extent_size: int
     hot_extents: int
+    known_objects: int
     stall_timeout_s: float = STALL_TIMEOUT_S
     tls: TlsFiles | None = None
 

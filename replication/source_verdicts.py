@@ -1,6 +1,7 @@
 """What a source process is told from outside, and carries out: verdicts, handover, verify, retry, shut down.
 
-It makes no verdict itself but the one by time that ``--alone-after`` asks for.
+It makes no verdict itself but those by time: ``--alone-after`` stands in for a supervisor, ``--fence-after`` ends
+the wait for one that has died.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from hotpair.replication.source import Source
 from hotpair.replication.source_copy import OwnCopy
 from hotpair.replication.source_session import Session
 from hotpair.replication.source_standing import Standing
+from hotpair.replication.source_start import Mount, SourceOptions
 from hotpair.replication.source_stop import CleanStop
 from hotpair.replication.tap_fuse import FuseTap
 from hotpair.replication.verify import Verification
@@ -30,17 +32,20 @@ class Verdicts:
 
     def __init__(
         self,
-        alone_after_s: float | None,
+        options: SourceOptions,
         own_copy: OwnCopy,
         source: Source,
         tap: FuseTap,
         helper: Helper,
         session: Session,
         clean_stop: CleanStop,
+        mount: Mount,
         standing: Standing,
     ) -> None:
-        """``alone_after_s``: a source that has been frozen for so long goes on alone; None: it waits for a verdict."""
-        self._alone_after_s = alone_after_s
+        self._alone_after_s = options.alone_after_s
+        self._fence_after_s = options.fence_after_s
+        self._mount = mount
+        self._has_served = False
         self._copy = own_copy
         self._source = source
         self._tap = tap
@@ -82,8 +87,19 @@ class Verdicts:
         after = self._alone_after_s
         if source.mode is not FROZEN:
             self._frozen_since = now
+            self._has_served = True
+        elif self._fence_after_s is not None and self._has_served and self.handover is None:
+            if now - self._frozen_since >= self._fence_after_s:
+                self._fence(self._fence_after_s)
         elif after is not None and self.handover is None and self._frozen_long(now, after):
             source.marks.when_idle(self.alone_now)
+
+    def _fence(self, after_s: float) -> None:
+        """No verdict has come in time: the peer may be about to start the VM. What the VM waits for fails."""
+        self._standing.reason = f"fenced: frozen for {after_s:g} s without a verdict"
+        self._standing.say(self._standing.reason)
+        self._mount.abort()
+        self.stop()
 
     def _frozen_long(self, now: float, after_s: float) -> bool:
         return now - self._frozen_since >= after_s and not self._session.greeting(now)

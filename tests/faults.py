@@ -128,14 +128,33 @@ def equal_after_stop(pair: MirrorPair) -> None:
     assert not differences, "\n".join(differences[:10])
 
 
-def on_mount(pair: MirrorPair, code: str, *arguments: object, timeout_s: float = WAIT_S) -> str:
-    """Run Python in a child, with the mount as its working directory, ``os`` and ``sys``; what it prints.
+def start_on_mount(
+    pair: MirrorPair, code: str, *arguments: object, pass_fds: Sequence[int] = ()
+) -> "subprocess.Popen[bytes]":
+    """Start Python in a child, with the mount as its working directory, ``os`` and ``sys``, and pipes to all it says.
 
     Tests touch a mount through children only: who waits for a frozen mount cannot be ended.
     """
     script = f"import os, sys; os.chdir({pair.mount!r})\n{textwrap.dedent(code)}"
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=pair.environment())
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command, stdin=pipe, stdout=pipe, stderr=pipe, env=pair.environment(), pass_fds=tuple(pass_fds)
+    )
+
+
+def on_mount(
+    pair: MirrorPair, code: str, *arguments: object, timeout_s: float = WAIT_S, pass_fds: Sequence[int] = ()
+) -> str:
+    """The same to its end, which must be a good one; what it printed."""
+    return end_on_mount(pair, start_on_mount(pair, code, *arguments, pass_fds=pass_fds), timeout_s)
+
+
+def end_on_mount(pair: MirrorPair, child: "subprocess.Popen[bytes]", timeout_s: float = WAIT_S) -> str:
+    """Close a child's standard input and wait for its end, which must be a good one; what it printed."""
+    assert child.stdin is not None
+    child.stdin.close()
+    child.stdin = None  # communicate would write to it
     if not wait_for_end(child, timeout_s):
         troubles = pair.troubles()
         abort_mounts_below(pair.source_dir)

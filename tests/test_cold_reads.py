@@ -2,15 +2,11 @@
 
 import os
 import random
-import subprocess
-import sys
-import textwrap
 
 import pytest
 
-from tests.faults import WAIT_S, equal_after_stop, healthy, on_mount
+from tests.faults import equal_after_stop, healthy, on_mount
 from tests.mirror_pair import MirrorPair
-from tests.programs import wait_for_end
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -70,24 +66,11 @@ def filled(pair: MirrorPair) -> int:
     return backing
 
 
-def in_child(pair: MirrorPair, backing: int, code: str, *arguments: object) -> str:
-    """As ``on_mount``, with the backing file's descriptor."""
-    script = f"import os, sys; os.chdir({pair.mount!r})\n{textwrap.dedent(code)}"
-    command = [sys.executable, "-c", script, *map(str, arguments)]
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=pair.environment(), pass_fds=(backing,)
-    )
-    assert wait_for_end(child, WAIT_S), "the mount hangs"
-    output, errors = child.communicate()
-    assert child.returncode == 0, errors.decode()
-    return output.decode()
-
-
 @pytest.mark.parametrize("cache", ["direct", "page"])
 def test_any_place_and_length(cache: str) -> None:
     with MirrorPair(source_arguments=["--cache", cache]) as pair:
         backing = filled(pair)
-        assert in_child(pair, backing, READS, SEED, SIZE, backing) == "right\n"
+        assert on_mount(pair, READS, SEED, SIZE, backing, pass_fds=[backing]) == "right\n"
         os.close(backing)
         healthy(pair)
         equal_after_stop(pair)

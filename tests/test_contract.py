@@ -332,6 +332,7 @@ def test_marks_of_the_target_are_durable_before_it_is_told_to_begin(pair: Pair) 
     copy.record = Record(generation=GENERATION, last_role="PRIM", boot="", configuration=b"", root=stream.identity)
     session = Session.__new__(Session)
     session._source, session._copy, session.connection = stream.source, copy, None
+    session._compared = frozenset()
     session._begin(None, decode_marks([[b"m" * 16, [3, 5], True, False]]), False)
     assert events == ["log.commit.flush", Kind.BEGIN_REINTEGRATION]
     assert dirty_log.recover(read(f"{stream.base}/log")).marks.covers(b"m" * 16, 3, 5)

@@ -5,8 +5,6 @@ import errno
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -18,6 +16,7 @@ from tests.faults import (
     WAIT_S,
     Load,
     bounded,
+    end_on_mount,
     equal_after_stop,
     healthy,
     log_of,
@@ -25,13 +24,13 @@ from tests.faults import (
     pair_with_link,
     said,
     small_disk,
+    start_on_mount,
     status,
     stop_process,
     wait_until,
     write_file,
 )
 from tests.mirror_pair import MirrorPair, mounts_below
-from tests.programs import wait_for_end
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -130,7 +129,7 @@ def test_state_disk_full() -> None:
             """
             from concurrent.futures import ThreadPoolExecutor
             f = os.open('sparse', os.O_RDWR | os.O_CREAT)
-            with ThreadPoolExecutor(16) as pool:
+            with ThreadPoolExecutor(64) as pool:
                 list(pool.map(lambda n: os.pwrite(f, b'x', n << 17), range(30_000)))
             """,
             timeout_s=100,
@@ -296,30 +295,51 @@ def test_stop_is_answered_while_a_target_stalls() -> None:
 
 def test_stop_takes_the_mount_from_who_holds_a_file() -> None:
     """A clean stop with an open file: what was written is on both copies, the holder gets an error, nothing hangs."""
-    script = """
-import os, sys
-descriptor = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
-os.write(descriptor, b"written")
-print("written", flush=True)
-sys.stdin.read()
-try:
-    os.fsync(descriptor)
-except OSError as error:
-    os._exit(error.errno)
-"""
+    hold = """
+        descriptor = os.open('file', os.O_RDWR | os.O_CREAT, 0o600)
+        os.write(descriptor, b"written")
+        print("written", flush=True)
+        sys.stdin.read()
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            print(error.errno, flush=True)
+            os._exit(0)
+    """
     with MirrorPair() as pair:
         pair.start()
-        command = [sys.executable, "-c", script, f"{pair.mount}/file"]
-        holder = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=pair.environment())
-        assert holder.stdout is not None and holder.stdin is not None
-        assert holder.stdout.readline() == b"written\n"
+        holder = start_on_mount(pair, hold)
+        assert holder.stdout is not None and holder.stdout.readline() == b"written\n"
         pair.stop_source()
-        holder.stdin.close()
-        assert wait_for_end(holder, WAIT_S), "the holder hangs"
-        assert holder.wait() in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
-        holder.stdout.close()
+        assert int(end_on_mount(pair, holder)) in (errno.ENOTCONN, errno.ECONNABORTED, errno.EIO)
         wait_until(lambda: not os.path.exists(f"{pair.source_state}/keeper.sock"), "the keeper ends")
         pair.start_source()
         equal_after_stop(pair)
         with open(f"{pair.target_dir}/file", "rb") as file:
             assert file.read() == b"written"
+
+
+def test_no_verdict_comes_and_the_mount_fails() -> None:
+    """As when the supervisor has died: who waits gets an error, nothing more is acknowledged, nothing stays mounted."""
+    with pair_with_link(source=["--fence-after", "1.5"]) as (pair, link):
+        load = Load(pair)
+        load.goes_on()
+        link.cut()
+        said(pair.source, "in sync", 2)  # a short break is none
+        load.goes_on()
+        link.cut(refuse=True)
+        said(pair.source, "state FROZEN", 2)
+        assert load.writer.wait_end(10) == 1, "the writer hangs"
+        load.writer.close()
+        load.ledger.read()
+        assert load.ledger.errors
+        load.ledger.errors.clear()
+        source, pair.source = pair.source, None
+        assert source is not None
+        assert source.wait_end(WAIT_S) is not None
+        said(source, "fenced")
+        assert "Traceback" not in log_of(source)
+        source.close()
+        assert not mounts_below(pair.mount)
+        assert load.ledger.check(pair.target_dir) == []
+        pair.stop_target()

@@ -134,6 +134,8 @@ BAD_FOR_SOURCE = [
     (["--alone-after", "never"], ["--alone-after", "never", "seconds"]),
     (["--alone-after", "-1"], ["--alone-after", "-1", "seconds"]),
     (["--alone-after", "nan"], ["--alone-after", "nan", "seconds"]),
+    (["--fence-after", "0"], ["--fence-after", "0", "seconds"]),
+    (["--fence-after", "2", "--alone-after", "2"], ["--fence-after", "2", "--alone-after"]),
     (["--cache", "write-back"], ["--cache", "write-back", "direct", "page"]),
     (["--extent-size", "3m"], ["--extent-size", "3m", "power of two", "4m"]),
     (["--extent-size", "1k"], ["--extent-size", "1k", "power of two"]),

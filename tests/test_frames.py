@@ -242,6 +242,8 @@ class Reader:
             self.socket.close()
         for name in os.listdir(self.root):
             remove_tree(self.root, os.fsencode(name))
+        if self.target.listing is not None:
+            self.target.listing.close()
         self.target.listing = Listing(self.target)
         write_identity(self.root, self.identity)
         file = os.open("file", os.O_CREAT | os.O_RDWR, dir_fd=self.root)
@@ -272,6 +274,7 @@ class Reader:
         self.target.attach(PlainConnection(socket.socket()), fresh=True)
         self._end_flushes()
         self.target.detach()
+        self.target.listing.close()
         self.target.descriptors.close()
         self.queue.close()
         os.close(self.root)
