@@ -216,7 +216,7 @@ def test_a_target_takes_no_mount_but_its_own(pair: MirrorPair) -> None:
         pair.kill_source()
         wrong = ["--state", pair.source_state, "--listen", "127.0.0.1:9"]
         code, error = run(pair, "target", other.source_dir, *wrong)
-        assert code == 2 and "another mirror process uses it" in error, error
+        assert code == 2 and "stop that one first" in error, error
         assert mounts_below(pair.source_dir)
         write(other, "still", "here")
         pair.start_source()
@@ -230,7 +230,7 @@ def test_a_second_source_takes_no_mount_away(pair: MirrorPair) -> None:
     """With another state directory it cannot adopt the mount; the data is locked, so it is in use."""
     pair.start()
     code, error = run(pair, "source", pair.source_dir, "--state", f"{pair.base}/second", "--peer", "127.0.0.1:9")
-    assert code == 2 and "another mirror process uses it" in error, error
+    assert code == 2 and "stop that one first" in error, error
     write(pair, "still", "here")
     pair.stop()
     equal(pair)
