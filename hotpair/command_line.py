@@ -2,6 +2,7 @@
 
 import sys
 
+from hotpair.cluster.witness_command import main as witness
 from hotpair.replication.__main__ import main as replication
 
 
@@ -10,10 +11,15 @@ def main() -> int:
     arguments = sys.argv[1:]
     if arguments[:1] == ["mirror"]:
         return replication(arguments[1:])
+    if arguments[:1] == ["witness"]:
+        return witness(arguments[1:])
     if arguments == ["--version"]:
         from hotpair import __version__
 
         print(f"hotpair {__version__}")
         return 0
-    print("usage: hotpair mirror source|target --help, hotpair --version", file=sys.stderr)
+    print(
+        "usage: hotpair mirror source|target --help, hotpair witness --help, hotpair --version",
+        file=sys.stderr,
+    )
     return 2
