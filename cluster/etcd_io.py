@@ -1,8 +1,8 @@
 """The same epochs in an etcd cluster, through the HTTP gateway of its v3 API (etcd 3.4 and later).
 
-A standing is one key, `PREFIX/PAIR/MODULE`, with a small JSON value. It is read linearizably, the pure decision is made,
-and the new value is written in a transaction that demands that the key has not been modified since. etcd answers once a
-majority of the cluster has the change on disk. Source: https://etcd.io/docs/v3.4/dev-guide/api_grpc_gateway/
+A standing is one key, `PREFIX/PAIR/MODULE`, with a small JSON value. It is read linearizably, the pure decision is
+made, and the new value is written in a transaction that demands that the key has not been modified since. etcd answers
+once a majority of the cluster has the change on disk. Source: https://etcd.io/docs/v3.4/dev-guide/api_grpc_gateway/
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import socket
 import ssl
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -108,41 +107,46 @@ class EtcdArbiter:
         for tried, endpoint in enumerate(self._endpoints):
             try:
                 limit = deadline.share(len(self._endpoints) - tried)
-                with connect(endpoint, self._tls, limit) as sock, cut_at(limit, sock):
-                    session = _Session(endpoint, sock)
-                    if self._user is not None:
-                        session.log_in(self._user)
-                    return action(session)
+                session = _Session(endpoint, self._tls, limit)
+                if self._user is not None:
+                    session.log_in(self._user)
+                return action(session)
             except (EtcdError, Unreachable) as error:
                 reasons.append(str(error))
         raise EtcdError(f"etcd cannot be used: {'; '.join(reasons)}")
 
 
 class _Session:
-    """One connection to one endpoint."""
+    """The requests of one attempt at one endpoint, a connection for each."""
 
-    def __init__(self, endpoint: Address, sock: socket.socket) -> None:
+    def __init__(self, endpoint: Address, tls: ssl.SSLContext | None, deadline: Deadline) -> None:
         self._endpoint = endpoint
-        self._http = http.client.HTTPConnection(endpoint.host, endpoint.port)
-        self._http.sock = sock  # connected already, with TLS where it is wanted
-        sock.settimeout(None)  # the connection is cut at the deadline
-        self._headers = {"Content-Type": "application/json"}
+        self._tls = tls
+        self._deadline = deadline
+        self._headers = {"Content-Type": "application/json", "Connection": "close"}
 
     def log_in(self, user: User) -> None:
-        """Raises EtcdError."""
+        """Raises EtcdError, Unreachable."""
         token = self.post("auth/authenticate", {"name": user.name, "password": user.password}).get("token")
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise EtcdError(f"{self._endpoint}: no token for {user.name}")
         self._headers["Authorization"] = token
 
     def post(self, method: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Raises EtcdError."""
-        try:
-            self._http.request("POST", f"/v3/{method}", json.dumps(request), self._headers)
-            response = self._http.getresponse()
-            data = response.read(LARGEST_ANSWER_BYTES + 1)
-        except (OSError, http.client.HTTPException) as error:
-            raise EtcdError(f"{self._endpoint}: {describe(error)}") from error
+        """Raises EtcdError, Unreachable."""
+        connection = http.client.HTTPConnection(self._endpoint.host, self._endpoint.port)
+        connection.auto_open = 0  # it would connect again by itself, without TLS
+        with connect(self._endpoint, self._tls, self._deadline) as sock, cut_at(self._deadline, sock):
+            connection.sock = sock
+            sock.settimeout(None)  # the connection is cut at the deadline
+            try:
+                connection.request("POST", f"/v3/{method}", json.dumps(request), self._headers)
+                response = connection.getresponse()
+                data = response.read(LARGEST_ANSWER_BYTES + 1)
+            except (OSError, http.client.HTTPException) as error:
+                raise EtcdError(f"{self._endpoint}: {describe(error)}") from error
+            finally:
+                connection.close()
         try:
             answer = json.loads(data) if len(data) <= LARGEST_ANSWER_BYTES else None
         except (ValueError, RecursionError):
@@ -156,7 +160,7 @@ class _Session:
 
 
 def _claim(session: _Session, key: str, claim: Claim) -> Answer:
-    """Read, decide, write if nobody was quicker. Raises EtcdError."""
+    """Read, decide, write if nobody was quicker. Raises EtcdError, Unreachable."""
     for _ in range(RACES):
         seen = _see(session, key)
         decision = move(seen.standing, claim)
@@ -168,7 +172,7 @@ def _claim(session: _Session, key: str, claim: Claim) -> Answer:
 
 
 def _see(session: _Session, key: str) -> _Seen:
-    """A linearizable read, which is what etcd does unless told otherwise. Raises EtcdError."""
+    """A linearizable read, which is what etcd does unless told otherwise. Raises EtcdError, Unreachable."""
     found = session.post("kv/range", {"key": _encoded(key)}).get("kvs", [])
     if not found:
         return _Seen(NEVER_MOVED, 0)
@@ -181,7 +185,7 @@ def _see(session: _Session, key: str) -> _Seen:
 
 
 def _replace(session: _Session, key: str, revision: int, after: Standing) -> bool:
-    """Whether the key was still at that revision, and now has the new standing. Raises EtcdError."""
+    """Whether the key was still at that revision, and now has the new standing. Raises EtcdError, Unreachable."""
     value = json.dumps({"epoch": after.epoch, "holder": after.holder})
     unchanged = {"key": _encoded(key), "target": "MOD", "result": "EQUAL", "mod_revision": str(revision)}
     put = {"request_put": {"key": _encoded(key), "value": _encoded(value)}}

@@ -30,7 +30,7 @@ from hotpair.cluster.arbitration import (
 
 FENCE_TIMEOUT_S = 30.0  # a management controller takes its time to switch a server off and to say that it is
 OUTPUT_BYTES = 400  # the end of what the command printed, for the operator
-AFTER_KILL_S = 1.0  # a killed command that does not end hangs in the kernel; it is left there
+AFTER_KILL_S = 0.5  # a killed command that does not end hangs in the kernel; it is left there
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ Confirmation = Callable[[Claim, float], PeerOff]
 
 
 class FenceArbiter:
-    """Grants to a server that was live when the link broke, once the peer is known to be off. `timeout_s` is a limit."""
+    """Grants to a server that was live when the link broke, once the peer is known to be off."""
 
     kind = Kind.FENCE
 
@@ -84,8 +84,8 @@ class FenceArbiter:
 class FenceCommand:
     """A command that ends with 0 if, and only if, the peer is off.
 
-    It finds HOTPAIR_PAIR, HOTPAIR_MODULE and HOTPAIR_SERVER (the server that asks) in its environment. At its time limit
-    it is killed with everything it started.
+    It finds HOTPAIR_PAIR, HOTPAIR_MODULE and HOTPAIR_SERVER (the server that asks) in its environment. At its time
+    limit it is killed with everything it started.
     """
 
     def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """Ping: this server may go on if it still reaches an address, such as the router's.
 
-ICMP echo through a datagram socket where the system allows it to this user (net.ipv4.ping_group_range), else through a raw
-one, which needs root; or a TCP connection, when a port is given. Sources: RFC 792, RFC 4443, icmp(7).
+ICMP echo through a datagram socket where the system allows it to this user (net.ipv4.ping_group_range), else through a
+raw one, which needs root; or a TCP connection, when a port is given. Sources: RFC 792, RFC 4443, icmp(7).
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ _Probe = _TcpProbe | _IcmpProbe
 
 def _checksum(data: bytes) -> int:
     """RFC 1071, of an even number of bytes."""
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ~total & 0xFFFF

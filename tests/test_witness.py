@@ -1,0 +1,625 @@
+"""The witness as a real process: killed, restored, lied to, and served by it all the while."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import socket
+import sqlite3
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from hotpair.cluster import witness_messages as messages
+from hotpair.cluster.arbitration import Answer, Claim, Kind, Purpose, Standing, Verdict, judge
+from hotpair.cluster.connection_io import Address, ClientTls
+from hotpair.cluster.witness import HISTORY_PER_MODULE
+from hotpair.cluster.witness_client_io import (
+    WitnessClient,
+    WitnessError,
+    WitnessNotTrusted,
+    WitnessOtherVersion,
+    WitnessRefusesUs,
+    WitnessUnreachable,
+)
+from hotpair.cluster.witness_server_io import CONNECTIONS
+from hotpair.cluster.witness_store_io import SqliteStore, StoreDamaged, StoreUnusable
+from tests.test_link_tls import Authority, needs_openssl
+from tests.witness_process import Witness, claim, free_port
+
+
+@pytest.fixture
+def witness(tmp_path: Path) -> Iterator[Witness]:
+    made = Witness(tmp_path, pairs=("pair", "other"))
+    made.start()
+    yield made
+    made.kill()
+
+
+# ---- the ordinary way
+
+
+def test_the_first_is_granted_the_second_refused_and_both_can_look(witness: Witness) -> None:
+    client = witness.client()
+    assert client.look("pair", "vm") == Standing(0, None)
+    answer = client.claim(claim("a"))
+    assert (answer.granted, answer.epoch, answer.holder) == (True, 1, "a")
+    answer = client.claim(claim("b"))
+    assert (answer.granted, answer.reachable, answer.epoch, answer.holder) == (False, True, 1, "a")
+    assert client.look("pair", "vm") == Standing(1, "a")
+    assert witness.client("other").look("other", "vm") == Standing(0, None)  # pairs know nothing of each other
+    assert client.look("pair", "another") == Standing(0, None)
+    log = witness.log()
+    assert "granted" in log and "pair pair, module vm, a (go alone)" in log
+    assert log.count("refused") == 1 and "pair pair, module vm, b (go alone)" in log
+
+
+def test_grants_survive_an_ordinary_restart(witness: Witness) -> None:
+    for epoch in range(3):
+        assert witness.client().claim(claim("ab"[epoch % 2], epoch)).granted
+    assert witness.stop() == 0
+    assert not witness.client(timeout_s=2).claim(claim("b", 3)).reachable
+    assert witness.client(timeout_s=2).look("pair", "vm") is None
+    witness.start()
+    assert witness.client().look("pair", "vm") == Standing(3, "a")
+    assert witness.client().claim(claim("a", 2)).granted  # again
+    assert not witness.client().claim(claim("b", 2)).granted
+
+
+def test_all_purposes_reach_it(witness: Witness) -> None:
+    client = witness.client()
+    assert client.claim(claim("a", 0, Purpose.START_ALONE)).epoch == 1
+    assert client.claim(claim("a", 1, Purpose.SOLO_START)).epoch == 2
+    assert not client.claim(claim("b", 2, Purpose.OPERATOR)).granted  # it names the peer
+    assert client.claim(claim("b", 2, Purpose.OPERATOR_FORCED)).epoch == 3
+    assert client.claim(claim("b", 3, Purpose.OPERATOR)).epoch == 4
+
+
+# ---- two servers and a witness that is killed at any moment
+
+
+class Server(threading.Thread):
+    """Claims without an end. Refused, it takes the arbiter's epoch for its own, as after a meeting with its peer."""
+
+    def __init__(
+        self, name: str, witness: Witness, grants: dict[int, set[str]], stop: threading.Event, seed: int
+    ) -> None:
+        super().__init__(name=name)
+        self.client = witness.client(timeout_s=5)
+        self.grants, self.stop = grants, stop
+        self.random = random.Random(seed)
+        self.epoch = 0
+        self.broken: list[str] = []
+        self.unreachable = 0
+
+    def run(self) -> None:
+        while not self.stop.is_set():
+            purpose = self.random.choice([Purpose.GO_ALONE, Purpose.START_ALONE, Purpose.SOLO_START])
+            asked = claim(self.name, self.epoch, purpose)
+            answer = self.client.claim(asked)
+            verdict = judge(Kind.WITNESS, asked, answer)
+            if verdict is Verdict.GRANTED:
+                assert answer.epoch is not None
+                self.grants.setdefault(answer.epoch, set()).add(self.name)
+                self.epoch = answer.epoch
+            elif verdict is Verdict.REFUSED and answer.epoch is not None:
+                self.epoch = answer.epoch
+            elif verdict is Verdict.UNREACHABLE:
+                self.unreachable += 1
+                self.stop.wait(0.01)
+            else:
+                self.broken.append(f"{verdict}: {answer}")
+                return
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_at_any_moment_it_never_grants_an_epoch_twice(seed: int, tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    witness = Witness(tmp_path)
+    grants: dict[int, set[str]] = {}
+    stop = threading.Event()
+    witness.start()
+    servers = [Server(name, witness, grants, stop, seed) for name in "ab"]
+    try:
+        for server in servers:
+            server.start()
+        for _ in range(4):
+            stop.wait(chance.uniform(0.05, 0.5))
+            witness.kill()
+            witness.start()
+            highest = max(grants, default=0)  # what somebody was told before this look
+            standing = witness.client().look("pair", "vm")
+            assert standing is not None and standing.epoch >= highest
+            if standing.epoch == highest and highest:
+                assert grants[highest] == {standing.holder}
+    finally:
+        stop.set()
+        for server in servers:
+            server.join(20)
+        witness.kill()
+    assert [server.broken for server in servers] == [[], []]
+    assert [epoch for epoch, names in grants.items() if len(names) > 1] == []
+    assert len(grants) > 20 and any(server.unreachable for server in servers), "too little has happened"
+    assert {name for names in grants.values() for name in names} == {"a", "b"}
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_a_grant_is_on_disk_before_it_is_answered(tmp_path: Path) -> None:
+    witness = Witness(tmp_path)
+    witness.start()
+    assert witness.process is not None
+    trace = tmp_path / "trace"
+    calls = "trace=fsync,fdatasync,sendto,unlink"
+    command = ["strace", "-f", "-qq", "-y", "-e", calls, "-o", str(trace), "-p", str(witness.process.pid)]
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE)
+    try:
+        end = time.monotonic() + 10
+        while "TracerPid:\t0\n" in Path(f"/proc/{witness.process.pid}/status").read_text():
+            if tracer.poll() is not None:
+                _, error = tracer.communicate()
+                pytest.skip(f"strace cannot trace here: {error.decode()[-200:]}")
+            assert time.monotonic() < end
+            time.sleep(0.01)  # strace says nothing when it has attached
+        assert witness.client().claim(claim("a")).granted
+    finally:
+        witness.kill()
+        tracer.wait(10)
+    lines = trace.read_text().splitlines()
+    sends = [number for number, line in enumerate(lines) if " sendto(" in line]
+    between = "\n".join(lines[sends[-2] : sends[-1]])  # after the greeting, before the answer
+    flushed = [line for line in between.splitlines() if "sync(" in line]
+    assert any("witness.db>" in line for line in flushed), between
+    assert "unlink(" in between.partition("witness.db>")[2], between
+    last_flush = flushed[-1]
+    assert f"<{witness.data}>" in last_flush and between.rindex(last_flush) > between.index("unlink("), between
+
+
+# ---- its data
+
+
+def test_a_restored_backup_is_noticed_and_never_grants(witness: Witness) -> None:
+    for epoch in range(3):
+        assert witness.client().claim(claim("a", epoch)).granted
+    witness.stop()
+    shutil.copy(witness.data / "witness.db", witness.folder / "backup")
+    witness.start()
+    for epoch in range(3, 5):
+        assert witness.client().claim(claim("a", epoch)).granted
+    witness.stop()
+    shutil.copy(witness.folder / "backup", witness.data / "witness.db")
+    witness.start()
+    for purpose in (Purpose.GO_ALONE, Purpose.START_ALONE, Purpose.SOLO_START, Purpose.OPERATOR):
+        for server in "ab":
+            asked = claim(server, 5, purpose)
+            answer = witness.client().claim(asked)
+            assert judge(Kind.WITNESS, asked, answer) is Verdict.BEHIND
+            assert (answer.granted, answer.epoch) == (False, 3)
+    assert "ERROR" in witness.log() and "ALARM" in witness.log()
+
+
+def test_lost_data_is_noticed_and_never_grants(witness: Witness) -> None:
+    assert witness.client().claim(claim("a")).granted
+    witness.stop()
+    shutil.rmtree(witness.data)
+    witness.start()
+    assert "is new: every module begins at epoch 0" in witness.log()
+    assert not witness.client().claim(claim("b", 1)).granted
+
+
+def cut(data: bytearray) -> bytearray:
+    return data[: len(data) // 2]
+
+
+def empty(data: bytearray) -> bytearray:
+    return data[:0]
+
+
+def scribble(data: bytearray) -> bytearray:
+    data[4096:8192] = b"x" * 4096
+    return data
+
+
+def other_file(data: bytearray) -> bytearray:
+    return bytearray(b"not a database at all " * 300)
+
+
+def one_epoch(data: bytearray) -> bytearray:
+    """One byte of one row, which SQLite has no way to notice: the holder of an epoch."""
+    place = data.index(b"pairvm") + len(b"pairvm")
+    place = data.index(b"serverA", place)
+    data[place : place + 7] = b"serverB"
+    return data
+
+
+@pytest.mark.parametrize("damage", [cut, empty, scribble, other_file, one_epoch])
+def test_a_damaged_database_is_refused(damage: Callable[[bytearray], bytearray], tmp_path: Path) -> None:
+    witness = Witness(tmp_path)
+    store = SqliteStore(str(witness.data))
+    store.replace(claim("serverA", module="vm"), None, Standing(1, "serverA"))
+    store.close()
+    path = witness.data / "witness.db"
+    damaged = bytes(damage(bytearray(path.read_bytes())))
+    path.write_bytes(damaged)
+    assert "is damaged" in witness.refuses_to_start()
+    assert path.read_bytes() == damaged  # kept as it is
+    with pytest.raises(StoreDamaged):
+        SqliteStore(str(witness.data))
+
+
+def test_a_journal_without_its_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "witness.db-journal").write_bytes(b"x")
+    with pytest.raises(StoreDamaged, match="journal"):
+        SqliteStore(str(tmp_path))
+
+
+def test_two_witnesses_do_not_share_a_directory(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path))
+    with pytest.raises(StoreUnusable, match="another witness"):
+        SqliteStore(str(tmp_path))
+    store.close()
+    SqliteStore(str(tmp_path)).close()
+
+
+def test_a_half_made_database_is_made_again(tmp_path: Path) -> None:
+    (tmp_path / "witness.db.new").write_bytes(b"half")
+    (tmp_path / "witness.db.new-journal").write_bytes(b"half")
+    store = SqliteStore(str(tmp_path))
+    assert store.created and store.standing("pair", "vm") is None
+    store.close()
+
+
+def test_the_history_is_kept_and_bounded(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path))
+    before = None
+    for epoch in range(1, HISTORY_PER_MODULE + 6):
+        after = Standing(epoch, "ab"[epoch % 2])
+        store.replace(claim("ab"[epoch % 2], epoch - 1), before, after)
+        before = after
+    history = store.history("pair", "vm")
+    assert [entry[0] for entry in history] == list(range(HISTORY_PER_MODULE + 5, 5, -1))
+    assert history[0][1:3] == ("b", "go alone")
+    store.close()
+    store = SqliteStore(str(tmp_path))  # sound, although the beginning is gone
+    assert store.standing("pair", "vm") == before
+    store.close()
+
+
+def test_a_database_held_by_another_program_is_busy_and_nothing_more(witness: Witness) -> None:
+    other = sqlite3.connect(witness.data / "witness.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    answer = witness.client().claim(claim("a"))
+    assert not answer.granted and not answer.reachable and "locked" in answer.reason
+    other.execute("ROLLBACK")
+    other.close()
+    assert witness.client().claim(claim("a")).granted
+
+
+# ---- strangers, and servers with a mistake
+
+
+def served(witness: Witness) -> None:
+    """Somebody else is answered meanwhile, and soon."""
+    assert witness.client("other", timeout_s=4).look("other", "vm") is not None
+
+
+def talk(witness: Witness, data: bytes, *, end: bool = False) -> bytes:
+    """What the witness says to that, after its greeting."""
+    with witness.connect() as sock:
+        greeting = sock.recv(4096)
+        assert greeting[4:].startswith(msgpack.packb(["hello", 1, b"n" * 32])[:7])
+        sock.sendall(data)
+        if end:
+            sock.shutdown(socket.SHUT_WR)
+        said = b""
+        while part := sock.recv(4096):
+            said += part
+        return said
+
+
+def test_a_wrong_key_is_refused_clearly(witness: Witness) -> None:
+    for pair, key in (("pair", b"x" * 32), ("unknown", b"x" * 32), ("pair", witness.keys["other"])):
+        client = witness.client(pair, key=key)
+        with pytest.raises(WitnessRefusesUs, match="unknown pair or wrong key"):
+            client.ask(claim("a", pair=pair))
+        answer = client.claim(claim("a", pair=pair))
+        assert not answer.granted and not answer.reachable and "wrong key" in answer.reason
+        assert client.look(pair, "vm") is None
+    assert "pair pair: wrong key" in witness.log() and "pair 'unknown': unknown here" in witness.log()
+    assert witness.client().look("pair", "vm") == Standing(0, None)
+
+
+def test_a_replayed_claim_does_nothing(witness: Witness) -> None:
+    """Word for word what a server once said."""
+    with witness.connect() as sock:
+        nonce = messages.read_hello(sock.recv(4096)[4:])
+        recorded = messages.frame(messages.ask(claim("a", 0, Purpose.OPERATOR_FORCED), witness.keys["pair"], nonce))
+        sock.sendall(recorded)
+        answer = messages.read_answer(sock.recv(4096)[4:], witness.keys["pair"], nonce)
+        assert answer.granted and sock.recv(4096) == b""  # one request for each connection
+    assert b"wrong key" in talk(witness, recorded)
+    assert witness.client().look("pair", "vm") == Standing(1, "a")
+    assert "replayed" in witness.log()
+
+
+GARBAGE = {
+    "4 GiB frame": (b"\xff\xff\xff\xff" + b"x" * 5000, b"4294967295 bytes"),
+    "TLS": (b"\x16\x03\x01\x02\x00\x01\x00", b"TLS"),
+    "not msgpack": (messages.frame(b"\xc1\xc1\xc1"), b"not msgpack"),
+    "deep": (messages.frame(b"\x91" * 2000), b"not msgpack"),
+    "another message": (messages.frame(messages.hello(b"n" * 32)), b"not the ask"),
+    "other version": (messages.frame(msgpack.packb(["ask", 9, "new", "things"])), b"version 9"),
+    "HTTP": (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"bytes"),
+    "an error": (messages.frame(messages.error("no")), b"no"),
+    "empty": (messages.frame(b""), b"not msgpack"),
+}
+
+
+@pytest.mark.parametrize("name", GARBAGE)
+def test_garbage_gets_a_clear_error_and_one_line(name: str, witness: Witness) -> None:
+    data, expected = GARBAGE[name]
+    said = talk(witness, data)
+    message = msgpack.unpackb(said[4:])
+    assert message[:2] == ["error", 1] and expected in message[2].encode(), message
+    served(witness)
+    assert witness.log().count("refused") == 1, witness.log()
+
+
+def test_who_breaks_off_is_no_trouble(witness: Witness) -> None:
+    for data in (b"", b"\x00", messages.frame(b"x" * 100)[:50]):
+        assert talk(witness, data, end=True) == b""
+    with witness.connect() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closes with a reset
+    served(witness)
+
+
+def test_slow_clients_do_not_keep_others_from_being_served(witness: Witness) -> None:
+    """More of them than there are places: the oldest make room."""
+    slow: list[socket.socket] = []
+    try:
+        for number in range(CONNECTIONS + 20):
+            sock = witness.connect()
+            sock.sendall(b"\x00\x00" if number % 2 else b"")
+            slow.append(sock)
+        started = time.monotonic()
+        with ThreadPoolExecutor(10) as pool:
+            answers = list(
+                pool.map(lambda n: witness.client(timeout_s=4).claim(claim("a", module=f"vm{n}")), range(20))
+            )
+        assert all(answer.granted for answer in answers)
+        assert time.monotonic() - started < 4
+        slow[0].settimeout(5)
+        assert len(slow[0].recv(4096)) > 0 and slow[0].recv(4096) == b""  # the greeting, then closed
+    finally:
+        for sock in slow:
+            sock.close()
+
+
+def test_a_connection_has_a_time_limit(witness: Witness) -> None:
+    with witness.connect() as sock:
+        sock.settimeout(10)
+        started = time.monotonic()
+        sock.recv(4096)
+        sock.sendall(b"\x00\x00")
+        assert sock.recv(4096) == b""
+        assert 3 < time.monotonic() - started < 9
+    assert "no answer in time" in witness.log()
+
+
+# ---- clients of a witness that is not one
+
+
+class Impostor:
+    """Accepts one connection and does what it is told."""
+
+    def __init__(self, play: Callable[[socket.socket], None]) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = Address("127.0.0.1", self._listener.getsockname()[1])
+        self._play = play
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        sock, _ = self._listener.accept()
+        with sock:
+            self._play(sock)
+
+    def __enter__(self) -> Impostor:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(10)
+        self._listener.close()
+
+
+def ask_of(play: Callable[[socket.socket], None], asked: Claim, timeout_s: float = 5.0) -> Answer:
+    with Impostor(play) as impostor:
+        return WitnessClient(impostor.address, b"k" * 32, None, timeout_s).ask(asked)
+
+
+def test_a_late_answer_to_another_request_is_passed_over() -> None:
+    asked = claim("a", 4)
+    nonce = b"n" * 32
+    late = Answer(request_id=b"i" * 16, granted=True, epoch=5, holder="a", reason="late", reachable=True)
+    ours = replace(late, request_id=asked.request_id, granted=False, epoch=5, holder="b", reason="ours")
+
+    def play(sock: socket.socket) -> None:
+        sock.sendall(messages.frame(messages.hello(nonce)))
+        sock.recv(4096)
+        for answer in (late, late, ours):
+            sock.sendall(messages.frame(messages.answer(answer, b"k" * 32, nonce)))
+
+    assert ask_of(play, asked) == ours
+
+
+def test_an_answer_without_the_key_is_not_believed() -> None:
+    asked = claim("a", 4)
+    grant = Answer(request_id=asked.request_id, granted=True, epoch=5, holder="a", reason="", reachable=True)
+
+    def play(sock: socket.socket) -> None:
+        sock.sendall(messages.frame(messages.hello(b"n" * 32)))
+        sock.recv(4096)
+        sock.sendall(messages.frame(messages.answer(grant, b"x" * 32, b"n" * 32)))
+
+    with pytest.raises(WitnessNotTrusted):
+        ask_of(play, asked)
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", WitnessNotTrusted),
+        (messages.frame(b"\xc1"), WitnessNotTrusted),
+        (messages.frame(msgpack.packb(["hello", 2, b"n" * 32])), WitnessOtherVersion),
+        (messages.frame(messages.error("full")), WitnessRefusesUs),
+        (b"", WitnessUnreachable),
+    ],
+)
+def test_whatever_answers_there_is_a_typed_error(said: bytes, error: type[WitnessError]) -> None:
+    with pytest.raises(error):
+        ask_of(lambda sock: sock.sendall(said), claim("a"))
+
+
+def test_a_drip_of_bytes_does_not_outlast_the_time_limit() -> None:
+    over = threading.Event()
+
+    def play(sock: socket.socket) -> None:
+        for byte in messages.frame(messages.hello(b"n" * 32)):
+            if over.wait(0.1):
+                return
+            sock.sendall(bytes([byte]))
+
+    started = time.monotonic()
+    with Impostor(play) as impostor:
+        answer = WitnessClient(impostor.address, b"k" * 32, None, 0.5).claim(claim("a"))
+        over.set()
+    assert not answer.reachable and "in time" in answer.reason
+    assert time.monotonic() - started < 2
+
+
+def test_a_witness_that_is_away_is_an_answer() -> None:
+    for host in ("127.0.0.1", "no-such-host.invalid"):
+        answer = WitnessClient(Address(host, free_port()), b"k" * 32, None, 3).claim(claim("a"))
+        assert not answer.granted and not answer.reachable and "cannot be reached" in answer.reason
+
+
+# ---- keys and other arguments
+
+
+def test_a_pair_is_added_without_a_restart(witness: Witness) -> None:
+    witness.add_pair("new")
+    assert not witness.client("new").claim(claim("a", pair="new")).reachable
+    witness.signal(signal.SIGHUP)
+    wait_for(lambda: "keys read again: 3 pairs" in witness.log())
+    assert witness.client("new").claim(claim("a", pair="new")).granted
+    witness.write_keys("damaged")
+    witness.signal(signal.SIGHUP)
+    wait_for(lambda: "the keys stay as they were" in witness.log())
+    assert witness.client("new").look("new", "vm") == Standing(1, "a")
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Of another process's log file, of whose change nobody tells us."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+KEY = "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "expected"),
+    [
+        (f'"pair" = "{KEY}"\n', 0o644, "chmod 600"),
+        ("", 0o600, "names no pair"),
+        ("pair\n", 0o600, "not TOML"),
+        ('"pair" = "abcd"\n', 0o600, "64 hexadecimal digits"),
+        (f'"pair" = "{"00" * 32}"\n', 0o600, "64 hexadecimal digits"),
+        ('"pair" = 5\n', 0o600, "64 hexadecimal digits"),
+        (f'"" = "{KEY}"\n', 0o600, "cannot name a pair"),
+        (f'"one" = "{KEY}"\n"two" = "{KEY}"\n', 0o600, "the same key"),
+    ],
+)
+def test_keys_that_cannot_be_used(text: str, mode: int, expected: str, tmp_path: Path) -> None:
+    witness = Witness(tmp_path)
+    witness.write_keys(text, mode)
+    line = witness.refuses_to_start()
+    assert expected in line and KEY not in line and "abcd" not in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "--listen"),
+        (["--listen", "127.0.0.1"], "is not an address"),
+        (["--listen", "0.0.0.0:5700"], "--insecure-no-tls"),
+        (["--listen", "127.0.0.1:5700", "--tls-cert", "x"], "go together"),
+        (["--listen", "127.0.0.1:5700", "--tls-cert", "/none", "--tls-key", "/none"], "cannot use /none"),
+        (["--listen", "192.0.2.1:5700", "--insecure-no-tls"], "cannot listen on"),
+        (["--listen", "127.0.0.1:5700", "--frobnicate"], "--frobnicate"),
+    ],
+)
+def test_arguments_that_cannot_work(arguments: list[str], expected: str, tmp_path: Path) -> None:
+    witness = Witness(tmp_path)
+    rest = ["--data", str(witness.data), "--keys", str(witness.keys_path)] if arguments else []
+    witness.arguments = lambda: [*arguments, *rest]  # type: ignore[method-assign]
+    assert expected in witness.refuses_to_start()
+
+
+# ---- TLS
+
+
+@needs_openssl
+def test_over_tls(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ca")
+    stranger = Authority(tmp_path, "stranger")
+    files, foreign = authority.files("witness"), stranger.files("foreign")
+    own = authority.files("server")
+    witness = Witness(tmp_path, "--tls-cert", files.certificate, "--tls-key", files.key, "--tls-ca", files.authority)
+    witness.start()
+    try:
+        good = ClientTls(own.authority, own.certificate, own.key, check_name=False)
+        for epoch in range(3):
+            assert witness.client(tls=good).claim(claim("a", epoch)).granted
+        with pytest.raises(WitnessRefusesUs, match="wrong key"):
+            witness.client(tls=good, key=b"x" * 32).ask(claim("a"))
+        for bad in (
+            None,  # no TLS at all
+            ClientTls(own.authority, check_name=False),  # no certificate
+            ClientTls(own.authority, foreign.certificate, foreign.key, check_name=False),
+            ClientTls(foreign.authority, own.certificate, own.key, check_name=False),
+            ClientTls(own.authority, own.certificate, own.key),  # the certificate does not carry 127.0.0.1
+        ):
+            answer = witness.client(tls=bad, timeout_s=1).claim(claim("b", 3))
+            assert not answer.granted and not answer.reachable, bad
+        with witness.connect() as slow:  # in the middle of a handshake
+            slow.sendall(b"\x16\x03\x01")
+            assert witness.client(tls=good).look("pair", "vm") == Standing(3, "a")
+        assert witness.stop() == 0
+    finally:
+        witness.kill()
+
+
+@needs_openssl
+def test_slow_handshakes_do_not_keep_others_from_being_served(tmp_path: Path) -> None:
+    files = Authority(tmp_path, "ca").files("witness")
+    witness = Witness(tmp_path, "--tls-cert", files.certificate, "--tls-key", files.key)
+    witness.start()
+    slow = [witness.connect() for _ in range(CONNECTIONS + 10)]
+    try:
+        client = witness.client(tls=ClientTls(files.authority, check_name=False), timeout_s=4)
+        assert client.claim(claim("a")).granted
+    finally:
+        for sock in slow:
+            sock.close()
+        witness.kill()
