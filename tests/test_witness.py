@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -301,6 +302,29 @@ def test_a_database_held_by_another_program_is_busy_and_nothing_more(witness: Wi
     other.execute("ROLLBACK")
     other.close()
     assert witness.client().claim(claim("a")).granted
+
+
+def test_a_disk_that_fails_ends_it_with_nothing_granted(witness: Witness) -> None:
+    assert witness.client().claim(claim("a")).granted
+    assert witness.process is not None
+    resource.prlimit(
+        witness.process.pid, resource.RLIMIT_FSIZE, (6000, 6000)
+    )  # enough for the log, not for the database
+    answer = witness.client().claim(claim("a", 1))
+    assert not answer.granted and not answer.reachable
+    assert witness.process.wait(10) == 1
+    assert "nothing was granted" in witness.log()
+    witness.start()
+    assert witness.client().look("pair", "vm") == Standing(1, "a")
+    assert witness.client().claim(claim("b", 1)).granted
+
+
+def test_it_ends_at_once_although_somebody_is_connected(witness: Witness) -> None:
+    with witness.connect() as sock:
+        assert sock.recv(4096)
+        started = time.monotonic()
+        assert witness.stop() == 0
+        assert time.monotonic() - started < 3
 
 
 # ---- strangers, and servers with a mistake
