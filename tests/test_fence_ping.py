@@ -48,7 +48,7 @@ def test_a_command_has_a_time_limit_and_leaves_nothing_behind(tmp_path: Path) ->
     answer = fence(f"echo asking; sleep 97 & echo $! > {tmp_path}/child; wait", 0.5)
     assert not answer.granted and not answer.reachable
     assert "did not end within 0.5 s: asking" in answer.reason
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
     child = int((tmp_path / "child").read_text())
     end = time.monotonic() + 5
     while os.path.exists(f"/proc/{child}") and state(child) != "Z":
@@ -65,8 +65,8 @@ def state(process: int) -> str:
 
 def test_what_a_command_leaves_running_does_not_delay_the_answer() -> None:
     started = time.monotonic()
-    answer = fence("sleep 3 & echo off")
-    assert answer.granted and time.monotonic() - started < 2.5
+    answer = fence("sleep 8 & echo off")
+    assert answer.granted and time.monotonic() - started < 6
 
 
 def test_much_output_is_cut_to_its_end() -> None:
@@ -156,7 +156,7 @@ def test_no_answer_is_no_grant_and_takes_no_longer_than_allowed() -> None:
     started = time.monotonic()
     answer = ping(Target(NOWHERE, 9), timeout_s=0.7)
     assert not answer.granted and not answer.reachable and NOWHERE in answer.reason
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
 
 
 @needs_icmp
