@@ -192,9 +192,7 @@ class _IcmpProbe:
             packet = self._socket.recv(LARGEST_PACKET_BYTES)
         except BlockingIOError:
             return False
-        if self._raw and self.target.family == socket.AF_INET:
-            packet = packet[4 * (packet[0] & 15) :] if packet else packet  # IPv4 raw sockets show the IP header
-        return packet[:1] == bytes([self._reply]) and packet[_ECHO.size :] == self._token
+        return _is_echo(packet, self._reply, self._token, self._raw and self.target.family == socket.AF_INET)
 
     def send_again(self) -> None:
         """Raises OSError."""
@@ -209,6 +207,13 @@ class _IcmpProbe:
 
 
 _Probe = _TcpProbe | _IcmpProbe
+
+
+def _is_echo(packet: bytes, reply_type: int, token: bytes, has_ip_header: bool) -> bool:
+    """Whether a packet is a reply that carries the token. A raw IPv4 socket shows the IP header as well."""
+    if has_ip_header and packet:
+        packet = packet[4 * (packet[0] & 15) :]
+    return packet[:1] == bytes([reply_type]) and packet[_ECHO.size :] == token
 
 
 def _checksum(data: bytes) -> int:

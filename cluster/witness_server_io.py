@@ -8,6 +8,7 @@ is closed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import os
@@ -138,7 +139,8 @@ class WitnessServer:
             return  # it went away again
         except OSError as error:
             self._refusals.say("a connection", f"it cannot be accepted: {error.strerror}")
-            self._make_room()
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self._make_room()
             return
         where = str(Address(peer[0], peer[1]))
         with self._table:

@@ -15,7 +15,7 @@ import pytest
 from hotpair.cluster.arbiter_io import Arbiter
 from hotpair.cluster.arbitration import Answer, Claim, Kind, Purpose, Verdict, judge
 from hotpair.cluster.fence_io import OUTPUT_BYTES, FenceArbiter, FenceCommand, PeerOff
-from hotpair.cluster.ping_io import PingArbiter, Target
+from hotpair.cluster.ping_io import PingArbiter, Target, _checksum, _IcmpProbe, _is_echo, _wait_for_some
 from tests.witness_process import claim, free_port
 
 NOWHERE = "192.0.2.1"  # reserved for documentation (RFC 5737)
@@ -162,16 +162,14 @@ def test_no_answer_is_no_grant_and_takes_no_longer_than_allowed() -> None:
 @needs_icmp
 def test_the_echo_of_another_is_not_ours() -> None:
     """A raw socket sees every echo reply that comes from there."""
-    from hotpair.cluster import ping_io
-
-    probe = ping_io._IcmpProbe(Target("127.0.0.1"))
+    probe = _IcmpProbe(Target("127.0.0.1"))
     try:
         own = probe._token
         probe._token = b"another's token!"  # what is under way does not carry it
         time_out = time.monotonic() + 0.3
         heard = 0
         while time.monotonic() < time_out:
-            for ready in ping_io._wait_for_some({probe.fileno(): probe}, 0.1):
+            for ready in _wait_for_some({probe.fileno(): probe}, 0.1):
                 heard += 1
                 assert not ready.answered()
         assert heard, "the echo was there"
@@ -180,10 +178,20 @@ def test_the_echo_of_another_is_not_ours() -> None:
         probe.close()
 
 
+def test_only_a_reply_with_our_token_is_an_answer() -> None:
+    token = b"t" * 16
+    reply, request = b"\x00" * 8 + token, b"\x08" + b"\x00" * 7 + token
+    for header in (b"\x45" + b"h" * 19, b"\x46" + b"h" * 23):  # without and with options
+        assert _is_echo(header + reply, 0, token, True)
+        assert not _is_echo(header + request, 0, token, True)  # our own request, seen on loopback
+        assert not _is_echo(header + reply, 0, b"u" * 16, True)
+    assert _is_echo(reply, 0, token, False) and _is_echo(b"\x81" + reply[1:], 129, token, False)
+    for packet in (b"", b"\x45", reply[:-1], reply + b"x"):
+        assert not _is_echo(packet, 0, token, True) and not _is_echo(packet, 0, token, False)
+
+
 def test_a_checksum_is_that_of_the_internet() -> None:
     """The example of RFC 1071."""
-    from hotpair.cluster.ping_io import _checksum
-
     data = bytes.fromhex("0001f203f4f5f6f7")
     assert _checksum(data) == ~0xDDF2 & 0xFFFF
     assert _checksum(data + struct.pack("!H", _checksum(data))) == 0

@@ -10,6 +10,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from hotpair.cluster.arbitration import Claim, Purpose
@@ -17,7 +19,14 @@ from hotpair.cluster.connection_io import Address, ClientTls
 from hotpair.cluster.witness_client_io import WitnessClient
 
 START_S = 20.0
-COMMAND = [sys.executable, "-P", "-c", "import sys; from hotpair.command_line import main; sys.exit(main())", "witness"]
+COMMAND = [sys.executable, "-P", "-m", "hotpair.cluster.witness_command"]
+COMMAND_LINE = [
+    sys.executable,
+    "-P",
+    "-c",
+    "from hotpair.command_line import main; raise SystemExit(main())",
+    "witness",
+]
 
 
 def free_port() -> int:
@@ -32,6 +41,14 @@ def claim(server: str = "a", epoch: int = 0, purpose: Purpose = Purpose.GO_ALONE
     return Claim(request_id=identifier, pair=pair, module=module, server=server, epoch=epoch, purpose=purpose)
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Of another process's log file, of whose change nobody tells us."""
+    end = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 class Witness:
     """One witness, that can be started, killed and started again on the same data."""
 
@@ -44,6 +61,7 @@ class Witness:
         self.address = Address("127.0.0.1", free_port())
         self.log_path = folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
+        self.command = COMMAND
         for pair in pairs:
             self.add_pair(pair)
 
@@ -60,7 +78,9 @@ class Witness:
 
     def start(self) -> None:
         with open(self.log_path, "ab") as log:
-            self.process = subprocess.Popen([*COMMAND, *self.arguments()], stdout=subprocess.PIPE, stderr=log, cwd="/")
+            self.process = subprocess.Popen(
+                [*self.command, *self.arguments()], stdout=subprocess.PIPE, stderr=log, cwd="/"
+            )
         lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         output = self.process.stdout
         assert output is not None
@@ -69,7 +89,9 @@ class Witness:
 
     def refuses_to_start(self) -> str:
         """The one line with which it ends, with exit code 2."""
-        done = subprocess.run([*COMMAND, *self.arguments()], capture_output=True, text=True, cwd="/", timeout=START_S)
+        done = subprocess.run(
+            [*self.command, *self.arguments()], capture_output=True, text=True, cwd="/", timeout=START_S
+        )
         assert done.returncode == 2 and done.stdout == "", (done.returncode, done.stdout, done.stderr)
         assert done.stderr.startswith("hotpair: ") and done.stderr.count("\n") == 1, done.stderr
         return done.stderr
