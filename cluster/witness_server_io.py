@@ -7,7 +7,6 @@ is closed.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import logging
@@ -15,7 +14,6 @@ import os
 import select
 import signal
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -39,8 +37,7 @@ from hotpair.cluster.witness_store_io import SqliteStore, StoreBusy, StoreFailed
 
 CONNECTIONS = 128  # at once; each is a thread that mostly waits
 CONNECTION_S = 5.0  # for one connection, handshake included; a server's own time limit is shorter
-FAREWELL_S = 1.0  # to read away what a stranger still sends, or the error would be lost with the connection
-FAREWELL_BYTES = 1 << 16
+FAREWELL_S = 1.0  # to tell a stranger why it is not served
 END_S = 5.0  # for requests under way when the witness is told to end
 BACKLOG = 128
 REFUSALS_PER_SECOND = 20  # lines in the log; the rest of that second is counted
@@ -234,20 +231,9 @@ class WitnessServer:
         return answer
 
     def _refuse(self, sock: socket.socket, where: str, for_us: str, for_them: str) -> None:
-        """Say it here and there, and let it arrive: closing with bytes unread would take it back."""
+        """Say it here and there."""
         self._refusals.say(where, for_us)
-        farewell = Deadline.after(FAREWELL_S)
-        send_all(sock, messages.frame(messages.error(for_them)), farewell)
-        with contextlib.suppress(OSError, Unreachable):  # it has been told; how it ends is its own affair
-            if not isinstance(sock, ssl.SSLSocket):
-                sock.shutdown(socket.SHUT_WR)
-            left = FAREWELL_BYTES
-            while left > 0:
-                sock.settimeout(farewell.remaining_s())
-                part = sock.recv(4096)
-                if not part:
-                    return
-                left -= len(part)
+        send_all(sock, messages.frame(messages.error(for_them)), Deadline.after(FAREWELL_S))
 
     def _finish(self) -> None:
         """Let what has been claimed be answered, and close the rest."""

@@ -145,7 +145,7 @@ def test_killed_at_any_moment_it_never_grants_an_epoch_twice(seed: int, tmp_path
         witness.kill()
     assert [server.broken for server in servers] == [[], []]
     assert [epoch for epoch, names in grants.items() if len(names) > 1] == []
-    assert len(grants) > 20 and any(server.unreachable for server in servers), "too little has happened"
+    assert len(grants) > 5 and any(server.unreachable for server in servers), "too little has happened"
     assert {name for names in grants.values() for name in names} == {"a", "b"}
 
 
@@ -290,11 +290,14 @@ def test_the_history_is_kept_and_bounded(tmp_path: Path) -> None:
     store.close()
 
 
-def test_a_database_held_by_another_program_is_busy_and_nothing_more(witness: Witness) -> None:
+@pytest.mark.parametrize("lock", ["BEGIN IMMEDIATE", "BEGIN; SELECT * FROM standing"])
+def test_a_database_held_by_another_program_is_busy_and_nothing_more(lock: str, witness: Witness) -> None:
     other = sqlite3.connect(witness.data / "witness.db", isolation_level=None)
-    other.execute("BEGIN IMMEDIATE")
+    for statement in lock.split(";"):
+        other.execute(statement).fetchall()
     answer = witness.client().claim(claim("a"))
     assert not answer.granted and not answer.reachable and "locked" in answer.reason
+    assert witness.client().look("pair", "vm") == Standing(0, None)
     other.execute("ROLLBACK")
     other.close()
     assert witness.client().claim(claim("a")).granted
