@@ -1,19 +1,24 @@
-"""The command ``hotpair``."""
+"""The command ``hotpair``. Each command imports what it needs: the machine of a witness is no server."""
 
 import sys
-
-from hotpair.replication.__main__ import main as replication
 
 
 def main() -> int:
     """Run what the arguments ask for; the exit code."""
     arguments = sys.argv[1:]
     if arguments[:1] == ["mirror"]:
+        from hotpair.replication.__main__ import main as replication
+
         return replication(arguments[1:])
+    if arguments[:1] == ["witness"]:
+        from hotpair.cluster.witness_command import main as witness
+
+        return witness(arguments[1:])
     if arguments == ["--version"]:
         from hotpair import __version__
 
         print(f"hotpair {__version__}")
         return 0
-    print("usage: hotpair mirror source|target|protect|unprotect --help, hotpair --version", file=sys.stderr)
+    usage = "usage: hotpair mirror source|target|protect|unprotect --help, hotpair witness --help, hotpair --version"
+    print(usage, file=sys.stderr)
     return 2
