@@ -163,13 +163,24 @@ def conflicts(module: Module, others: Iterable[Module]) -> list[tuple[str, str]]
     """Key and text for whatever a module cannot share with the others of the pair, which it is added to."""
     others = list(others)
     found = []
-    directory = posixpath.normpath(module.directory)
+    directory = _normal(module.directory)
     for other in others:
         if other.mirror_port == module.mirror_port:
             found.append(("mirror_port", f"{module.mirror_port} is the port of the module {other.name}: give another"))
-        theirs = posixpath.normpath(other.directory)
-        if posixpath.commonpath(("/" + directory, "/" + theirs)) in ("/" + directory, "/" + theirs):
+        theirs = _normal(other.directory)
+        if _is_within(directory, theirs) or _is_within(theirs, directory):
             found.append(("directory", f"{other.name} mirrors {theirs}: one module's directory cannot be in another's"))
     if len(others) >= MODULES_PER_PAIR:
         found.append(("", f"a pair takes at most {MODULES_PER_PAIR} modules: remove one"))
     return found
+
+
+def _normal(directory: str) -> str:
+    """Without double slashes, two at the beginning included, which POSIX would keep."""
+    absolute = "/" if directory.startswith("/") else ""
+    return absolute + posixpath.normpath(directory).lstrip("/")
+
+
+def _is_within(inner: str, outer: str) -> bool:
+    """The same, or below. A relative one is below the home directory, and nothing is known about that here."""
+    return inner == outer or inner.startswith(outer.rstrip("/") + "/")

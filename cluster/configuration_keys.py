@@ -206,13 +206,20 @@ def _text(value: object) -> str:
     return value
 
 
-def text(accepted: str) -> Kind:
-    return Kind("text", accepted, _text)
+def text(accepted: str, pattern: str = ".*") -> Kind:
+    return Kind("text", accepted, lambda value: _checked(_text(value), lambda given: re.fullmatch(pattern, given)))
+
+
+def host() -> Kind:
+    return Kind("address", "an IP address or a host name", lambda value: _checked(_text(value), _is_host))
 
 
 def path() -> Kind:
-    accepted = 'a path without "..", absolute or below the home directory'
-    return Kind("path", accepted, lambda value: _checked(_text(value), lambda given: ".." not in given.split("/")))
+    def is_accepted(given: str) -> bool:
+        return not {".", ".."} & set(given.split("/"))
+
+    accepted = 'a path without "." and "..", absolute or below the home directory'
+    return Kind("path", accepted, lambda value: _checked(_text(value), is_accepted))
 
 
 def name(accepted: str = NAME_RULE) -> Kind:
@@ -247,7 +254,7 @@ def number(least: float, most: float, unit: str = "seconds") -> Kind:
             raise NotAccepted
         return float(value)
 
-    return Kind("number", f"a number of {unit} from {least:g} to {most:g}", read)
+    return Kind("number", f"a number of {unit} from {least:g} to {most:.10g}", read)
 
 
 def whole(least: int, most: int) -> Kind:
@@ -320,7 +327,7 @@ def _begins_with_a_path(words: object) -> bool:
     return isinstance(words, tuple) and str(words[0]).startswith("/")
 
 
-def _checked(value: object, is_accepted: Callable[[str], bool]) -> str:
+def _checked(value: object, is_accepted: Callable[[str], object]) -> str:
     """`value` if it is accepted; the kinds above know what it is then."""
     try:
         accepted = is_accepted(value)  # type: ignore[arg-type]
@@ -347,7 +354,12 @@ def _is_host_and_port(given: str) -> bool:
         return False
     if host.startswith("[") and host.endswith("]"):
         return _is_ipv6(host[1:-1])
-    return re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252})", host) is not None
+    return _is_host(host) and ":" not in host
+
+
+def _is_host(given: str) -> bool:
+    """A host name's letters, which are also those of an IPv4 address, or an IPv6 address."""
+    return re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,252})", given) is not None or _is_ipv6(given)
 
 
 def _is_ipv6(given: str) -> bool:

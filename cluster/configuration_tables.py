@@ -10,6 +10,7 @@ from hotpair.cluster.configuration_keys import (
     choice,
     command,
     flag,
+    host,
     host_and_port,
     ip_and_port,
     list_of,
@@ -47,7 +48,7 @@ SERVER = (
     Key("name", name(), REQUIRED, "The server's name. The order of the two decides the last tie: the first goes first"),
     Key(
         "address",
-        text("an IP address or a host name"),
+        host(),
         REQUIRED,
         "Where the peer reaches the server's mirror processes and its API",
     ),
@@ -107,7 +108,7 @@ ARBITRATION_OPTIONS: dict[str, tuple[Key, ...]] = {
     ),
     "etcd": (
         Key("endpoints", list_of(host_and_port(), 1, 9), REQUIRED, "Members of the etcd cluster, tried in turn"),
-        Key("prefix", text('text that begins with "/"'), "/hotpair", "Keys are made below it"),
+        Key("prefix", text('text that begins with "/"', "/.*"), "/hotpair", "Keys are made below it"),
         _limit(ARBITER_TIMEOUT_S),
         *_TLS_FILES,
     ),
@@ -170,7 +171,7 @@ MIRROR = (
         "4m",
         "What one mark of the dirty log covers",
     ),
-    Key("hot_extents", whole(64, 1 << 20), 16384, "After a crash at most so many extents are copied again"),
+    Key("hot_extents", whole(64, 1 << 22), 16384, "After a crash at most so many extents are copied again"),
     Key(
         "stall_timeout_s",
         number(0.1, 600),
@@ -231,7 +232,7 @@ CHECKER_KINDS: dict[str, CheckerKind] = {
         "wait",
         True,
         "An address answers to ICMP echo",
-        (Key("address", text("an IP address or a host name"), REQUIRED, "For example the router the guest needs"),),
+        (Key("address", host(), REQUIRED, "For example the router the guest needs"),),
     ),
     "process": CheckerKind(
         "stopstart",
