@@ -300,6 +300,14 @@ def test_a_pulse_with_one_value_replaced_is_a_pulse_or_malformed(pulse: Pulse, v
         assert decode(encode(decoded, KEY), KEY) == decoded
 
 
+@pytest.mark.parametrize("index", [True, -1, 5, 1.0, None])
+def test_a_state_is_one_of_the_numbers_of_the_table(index: object) -> None:
+    content = msgpack.unpackb(encode(a_pulse(modules=(a_view(),)), KEY)[6:-32])
+    content[-1][0][1] = index
+    data = signed(b"HPLS" + pack_struct(">H", VERSION) + msgpack.packb(content))
+    assert refusal_of(data).reason is Refusal.MALFORMED
+
+
 @pytest.mark.parametrize(
     "fields",
     [
