@@ -66,9 +66,9 @@ def test_parts_of_different_networks_do_not_make_a_round() -> None:
 
 
 def test_a_short_round_that_was_overtaken_does_not_complete_a_long_one() -> None:
-    short, (first, *_) = a_round(1, ["m0"]), a_round(2, MANY)
+    short, (first, *_) = a_round(2, ["m0"]), a_round(3, MANY)
     assert len(short) == 1
-    views = merged(merged(None, *a_round(0, MANY)), first, *short)
+    views = merged(merged(None, *a_round(1, MANY)), first, *short)
     assert set(applied(views)) == set(MANY)
 
 
