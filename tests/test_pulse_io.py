@@ -114,11 +114,14 @@ def test_a_full_pair_arrives_whole() -> None:
     modules = tuple(a_view(f"m{i}") for i in range(25))
     with ends() as (alpha, beta):
         acquaint(alpha, beta)
-        alpha.send(View(boot="b", configuration=b"c", modules=modules), 1.0)
-        heard = arrived(beta, alpha.traffic["lan"].sent + alpha.traffic["direct"].sent - 4)
-        for network in LOCAL:
-            views = [view for one in heard if one.network == network for view in one.pulse.modules]
-            assert sorted(view.name for view in views) == sorted(view.name for view in modules)
+        for now in (1.0, 1.5):
+            before = {name: traffic.sent for name, traffic in alpha.traffic.items()}
+            alpha.send(View(boot="b", configuration=b"c", modules=modules), now)
+            heard = arrived(beta, sum(alpha.traffic[name].sent - before[name] for name in LOCAL))
+            for network in LOCAL:
+                views = [view for one in heard if one.network == network for view in one.pulse.modules]
+                assert sorted(view.name for view in views) == sorted(view.name for view in modules)
+        assert [beta.traffic[name].lost for name in LOCAL] == [0, 0]
 
 
 def test_what_is_refused_is_counted_with_the_reason() -> None:
