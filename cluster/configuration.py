@@ -180,7 +180,7 @@ class Module:
 
 def digest(configuration: Cluster | Module) -> bytes:
     """32 bytes: equal on both servers if and only if the values are, however the files are written."""
-    canonical = json.dumps([type(configuration).__name__, asdict(configuration)], sort_keys=True, default=_plain)
+    canonical = json.dumps(asdict(configuration), sort_keys=True, default=_plain)
     return hashlib.sha256(_DIGEST_LABEL + canonical.encode()).digest()
 
 

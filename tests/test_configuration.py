@@ -357,7 +357,7 @@ def test_modules_do_not_share_ports_or_directories() -> None:
     web, db = module(), module(MODULE.replace("5600", "5601").replace("web", "db"), "db")
     assert conflicts(web, [db]) == []
     assert [key for key, _ in conflicts(web, [module(name="again")])] == ["mirror_port", "directory"]
-    for directory in ("/vm", "/vm/web/disk", "/vm//web/", "/"):
+    for directory in ("/vm", "/vm/web/disk", "/vm//web/", "//vm/web", "/"):
         other = module(MODULE.replace("5600", "5601").replace("/vm/web", directory), "other")
         assert [key for key, _ in conflicts(web, [other])] == ["directory"]
     other = module(MODULE.replace("5600", "5601").replace("/vm/web", "/vm/web2"), "other")

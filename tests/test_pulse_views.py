@@ -59,10 +59,20 @@ def test_a_module_is_forgotten_when_a_whole_round_did_not_name_it() -> None:
 
 def test_parts_of_different_networks_do_not_make_a_round() -> None:
     """The networks' names may be of different length, so that the modules are spread in another way."""
+    few = MANY[1:5]
     views = merged(None, *a_round(1, MANY))
-    first, *_ = a_round(2, MANY[1:], "lan")
-    _, *rest = a_round(2, MANY[1:], "direct")
-    assert "m0" in merged(views, first, *rest).modules
+    first, _ = a_round(2, few, "lan")
+    _, second = a_round(2, few, "direct")
+    views = merged(views, first, second)
+    assert "m0" in views.modules
+    assert list(applied(merged(views, a_round(2, few, "lan")[1]))) == few
+
+
+def test_a_module_that_a_later_round_named_stays_when_an_earlier_one_becomes_whole() -> None:
+    first, *rest = a_round(3, ["new", *MANY])
+    assert rest
+    views = merged(None, *a_round(1, MANY), first, *a_round(2, MANY, "direct"))
+    assert applied(views)["new"] == 3
 
 
 def test_a_short_round_that_was_overtaken_does_not_complete_a_long_one() -> None:
