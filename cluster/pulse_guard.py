@@ -3,15 +3,17 @@
 Knows: incarnations, counters, challenges. Must not know: sockets, clocks, randomness (new challenges are arguments).
 
 A process has a random incarnation id and counts its datagrams on each network. Within the incarnation that is believed
-a counter counts once; one that is more than WINDOW behind the highest is refused unseen. That stops recordings as long
-as neither side restarts. For restarts each process sends a *challenge*, a random number, and returns the peer's:
+a counter counts once; one that is WINDOW or more behind the highest is refused unseen. That stops recordings as long as
+neither side restarts. For restarts each process sends a *challenge*, a random number, and returns the peer's:
 
 - A pulse of an incarnation that is not the one believed counts only if it returns my present challenge. So it was made
   after the challenge was. It is then the one believed, the former one is retired, and I make a new challenge.
 - Recordings of a retired incarnation are refused because their challenge is no longer mine, however many restarts ago
   that was; the last RETIRED ones also by name, so that a process that was replaced, but still runs, stays replaced.
-- I have restarted and know nothing: my challenge is new, so nothing recorded before my start can return it.
-- To be believed the peer must have heard me. So I also return the challenges of incarnations I do not believe yet.
+- I have restarted and know nothing: my challenge is new, so nothing recorded before my start can return it. The peer
+  may be the same process as before, of which there are recordings that I have forgotten. So each network begins anew
+  as well, with a pulse that returns a challenge of mine, and what was counted before that one is refused.
+- To be believed the peer must have heard me. So I also return the challenges of pulses that I do not believe yet.
   Two servers that both start need one and a half exchanges, and a pulse is sent at once when the echoes change.
 
 A counter of boots on disk instead would need a durable write at each start and would lock a server out for ever whose
@@ -41,7 +43,10 @@ _MISDIRECTED = "Check the names, networks and addresses in cluster.toml on both 
 
 @dataclass(frozen=True)
 class Line:
-    """What came from the believed incarnation on one network. Bit i of `seen`: counter `highest` - i has come."""
+    """What came from the believed incarnation on one network, from counter `first` on.
+
+    Bit i of `seen`: counter `highest` - i has come.
+    """
 
     first: int
     highest: int
@@ -51,17 +56,23 @@ class Line:
     @property
     def lost(self) -> int:
         """Datagrams sent since the first one heard that did not come (or are still on their way)."""
-        return max(0, self.highest - self.first + 1 - self.received)
+        return self.highest - self.first + 1 - self.received
 
 
 @dataclass(frozen=True)
 class Guard:
-    """`candidates`: (incarnation, challenge) of authentic pulses not believed yet, the latest first."""
+    """What one process remembers.
+
+    challenge       my present one
+    proved_by       my challenge that the incarnation believed has returned
+    candidates      (incarnation, challenge) of authentic pulses that were not proved to be new, the latest first
+    """
 
     me: str
     peer: str
     challenge: bytes
     believed: bytes | None = None
+    proved_by: bytes | None = None
     peer_challenge: bytes | None = None
     peer_round: int = 0
     lines: Mapping[str, Line] = field(default_factory=dict)
@@ -105,11 +116,11 @@ def judge(guard: Guard, pulse: Pulse, network: str, next_challenge: bytes) -> Ju
         guard,
         challenge=next_challenge,
         believed=pulse.incarnation,
+        proved_by=guard.challenge,
         peer_challenge=pulse.challenge,
         peer_round=pulse.round,
         lines={},
         retired=guard.retired if guard.believed is None else (guard.believed, *guard.retired)[:RETIRED],
-        candidates=tuple(entry for entry in guard.candidates if entry[0] != pulse.incarnation),
     )
     return _count(successor, pulse, fresh)
 
@@ -137,7 +148,7 @@ def _replayed(what: str) -> PulseRefused:
 def _unproven() -> PulseRefused:
     return PulseRefused(
         Refusal.UNPROVEN,
-        "it comes from a new start of the peer that has not shown yet that it hears this server. Normal for a moment; "
+        "it does not show that it was made after this server began to listen. Normal for a moment after a start; "
         "if it lasts, this server's pulses do not reach the peer: check its firewall and the network in that direction",
     )
 
@@ -152,6 +163,8 @@ def _count(guard: Guard, pulse: Pulse, fresh: bool) -> Judged:
     """A pulse of the incarnation believed: each counter counts once."""
     line = guard.lines.get(pulse.network)
     if line is None:
+        if not fresh and guard.proved_by not in pulse.echoes:
+            return Judged(_with_candidate(guard, pulse), _unproven())
         line = Line(pulse.counter, pulse.counter, 1, 1)
     elif pulse.counter > line.highest:
         seen = ((line.seen << min(pulse.counter - line.highest, WINDOW)) | 1) & ((1 << WINDOW) - 1)
@@ -160,10 +173,13 @@ def _count(guard: Guard, pulse: Pulse, fresh: bool) -> Judged:
         bit = 1 << min(line.highest - pulse.counter, WINDOW)
         if line.highest - pulse.counter >= WINDOW:
             return Judged(guard, _replayed(f"it is {line.highest - pulse.counter} behind the latest"))
+        if pulse.counter < line.first:
+            return Judged(guard, _replayed("it was sent before the first one that was proved to be new"))
         if line.seen & bit:
             return Judged(guard, _replayed("it has come before"))
-        line = Line(min(line.first, pulse.counter), line.highest, line.seen | bit, line.received + 1)
-    counted = replace(guard, lines={**guard.lines, pulse.network: line})
+        line = Line(line.first, line.highest, line.seen | bit, line.received + 1)
+    others = tuple(entry for entry in guard.candidates if entry[0] != pulse.incarnation)
+    counted = replace(guard, lines={**guard.lines, pulse.network: line}, candidates=others)
     if pulse.round >= guard.peer_round:  # over several networks an older one may come later
         counted = replace(counted, peer_challenge=pulse.challenge, peer_round=pulse.round)
     return Judged(counted, None, fresh)
