@@ -80,6 +80,7 @@ def test_two_servers_that_start_believe_each_other_after_three_pulses() -> None:
     a, b = acquainted()
     for _ in range(100):
         assert believed(a.hears(b.says())) and believed(b.hears(a.says()))
+    assert b.guard.echoes == (a.guard.challenge,) and a.guard.echoes == (b.guard.challenge,)
 
 
 def test_a_restarted_sender_is_believed_as_soon_as_it_has_heard_us() -> None:
