@@ -1,0 +1,279 @@
+"""Every key of cluster.toml and of modules/NAME.toml. docs/configuration.md shows them; a test compares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hotpair.cluster.configuration_keys import (
+    REQUIRED,
+    Key,
+    choice,
+    command,
+    flag,
+    host,
+    host_and_port,
+    ip_and_port,
+    list_of,
+    name,
+    name_or_none,
+    number,
+    path,
+    size,
+    text,
+    whole,
+    word_or_server,
+)
+
+# As in replication/limits.py, which this package does not import; a test compares them.
+PROBE_INTERVAL_S = 1.0
+EXTENT_SIZE_SMALLEST = 64 << 10
+EXTENT_SIZE_LARGEST = 1 << 30
+
+MARGIN_S = 0.25  # for the scheduling of three processes on a loaded host
+PULSES_PER_TIMEOUT = 4  # at least: a few lost pulses must not make a peer lost
+NETWORK_LIMIT = 4  # as in pulse.py; two are usual
+CHECKERS_PER_MODULE = 16  # each is a process or a connection every few seconds, times 25 modules
+ARBITER_TIMEOUT_S = 3.0  # an answer usually takes milliseconds
+FENCE_TIMEOUT_S = 30.0  # a management controller takes its time to switch a server off and to say that it is
+
+_PORT = whole(1024, 65535)
+_PATH = path()
+_SERVER_NAME = "the name of one of the two servers"
+
+CLUSTER = (
+    Key("name", name(), REQUIRED, "The pair's name, also at the witness. It must be unique there and never change"),
+)
+
+SERVER = (
+    Key("name", name(), REQUIRED, "The server's name. The order of the two decides the last tie: the first goes first"),
+    Key(
+        "address",
+        host(),
+        REQUIRED,
+        "Where the peer reaches the server's mirror processes and its API",
+    ),
+)
+
+SERVER_NETWORKS_MEANING = (
+    f"The server's numeric address on each network that carries pulses: 1 to {NETWORK_LIMIT} names, the same on both "
+    "servers, at least one of them a network of its own if possible"
+)
+
+HEARTBEAT = (
+    Key("pulse_s", number(0.05, 60), 0.5, "One pulse is sent so often over every network"),
+    Key(
+        "timeout_s",
+        number(0.5, 3600),
+        5.0,
+        "Silence on all networks and on the mirror link for so long: the peer is lost",
+    ),
+    Key(
+        "fence_after_s",
+        number(0.1, 3600),
+        2.5,
+        "A primary whose writes are frozen and that has not heard its peer for so long stops its VM",
+    ),
+    Key("vm_kill_s", number(0.05, 600), 0.5, "A VM that is being killed writes no more after so long, at most"),
+    Key("port", _PORT, 4810, "UDP port of the pulses"),
+)
+
+ARBITRATION = (
+    Key(
+        "kind",
+        choice("witness", "etcd", "fence", "ping", "none", "manual"),
+        REQUIRED,
+        "Who decides when the two servers do not hear each other",
+    ),
+)
+
+
+def _limit(default: float) -> Key:
+    return Key("timeout_s", number(0.1, 600), default, "One question may take so long")
+
+
+_TLS_FILES = (
+    Key("tls", flag(), True, "Whether the connection is encrypted and authenticated by TLS 1.3"),
+    Key("tls_authority", _PATH, "tls/authority.pem", "Certificate of the authority that signed the other side's"),
+    Key("tls_certificate", _PATH, "tls/server.pem", "This server's own certificate"),
+    Key("tls_key", _PATH, "tls/server.key", "Its private key"),
+)
+
+# The table of the chosen kind; the kinds that are missing here have no options.
+ARBITRATION_OPTIONS: dict[str, tuple[Key, ...]] = {
+    "witness": (
+        Key("address", host_and_port(), REQUIRED, "Where `hotpair witness` listens"),
+        Key("key_file", _PATH, "witness.key", "The pair's key at the witness: 64 hexadecimal digits"),
+        _limit(ARBITER_TIMEOUT_S),
+        *_TLS_FILES,
+    ),
+    "etcd": (
+        Key("endpoints", list_of(host_and_port(), 1, 9), REQUIRED, "Members of the etcd cluster, tried in turn"),
+        Key("prefix", text('text that begins with "/"', "/.*"), "/hotpair", "Keys are made below it"),
+        _limit(ARBITER_TIMEOUT_S),
+        *_TLS_FILES,
+    ),
+    "fence": (
+        Key("command", command(), REQUIRED, "Ends with 0 only if the peer is certainly off; gets the peer's name"),
+        _limit(FENCE_TIMEOUT_S),
+    ),
+    "ping": (
+        Key("addresses", list_of(ip_and_port(), 1, 9), REQUIRED, "One must answer, for example the router"),
+        _limit(ARBITER_TIMEOUT_S),
+    ),
+}
+
+SECURITY = (
+    Key("key_file", _PATH, "pair.key", "The pair's key, the same on both servers: 64 hexadecimal digits"),
+    *_TLS_FILES,
+)
+
+MODULE = (
+    Key("directory", _PATH, REQUIRED, "What is mirrored: the directory of the VM's disks"),
+    Key("mirror_port", _PORT, REQUIRED, "TCP port of the module's mirror stream, another one for each module"),
+    Key(
+        "boot",
+        choice("on", "off", "as-before"),
+        "as-before",
+        "Whether the module is started with the server; as-before: if it was not stopped by the operator",
+    ),
+    Key("preferred", name_or_none(_SERVER_NAME), "", "Where the module runs when both servers are equally good"),
+    Key(
+        "failback",
+        choice("manual", "automatic"),
+        "manual",
+        "automatic: swaps back to the preferred server once both copies are equal again",
+    ),
+    Key(
+        "split_brain",
+        word_or_server("manual", "former-primary", "most-changes"),
+        "manual",
+        "Whose changes are kept after both servers went on alone; the other's are saved to a file before",
+    ),
+    Key("data_on", name_or_none(_SERVER_NAME), "", "Which server had the data when the module was created"),
+)
+
+MIRROR = (
+    Key(
+        "durability",
+        choice("memory", "disk"),
+        "memory",
+        "When a write is acknowledged: in both servers' memory, or on both disks. A flush always means both disks",
+    ),
+    Key(
+        "cache",
+        choice("direct", "page"),
+        "direct",
+        "direct for disks of virtual machines, page for applications that rely on the page cache",
+    ),
+    Key(
+        "extent_size",
+        size(EXTENT_SIZE_SMALLEST, EXTENT_SIZE_LARGEST, power_of_two=True),
+        "4m",
+        "What one mark of the dirty log covers",
+    ),
+    Key("hot_extents", whole(64, 1 << 22), 16384, "After a crash at most so many extents are copied again"),
+    Key(
+        "stall_timeout_s",
+        number(0.1, 600),
+        1.5,
+        "Outstanding operations without progress for so long: the link is lost",
+    ),
+)
+
+VM = (
+    Key("driver", choice("hyperv", "qemu", "command"), REQUIRED, "What runs the VM"),
+    Key("normal_stop", choice("stop", "save", "off"), "stop", "How the VM is stopped for a swap or a stop"),
+    Key("start_timeout_s", number(1, 86400), 120.0, "A start that takes longer has failed"),
+    Key("stop_timeout_s", number(1, 86400), 300.0, "A normal stop that takes longer is followed by off"),
+)
+
+VM_OPTIONS_MEANING = "Whatever the driver asks for; the driver checks it"
+
+LOOP = (
+    Key(
+        "max_loop",
+        whole(1, 1000),
+        3,
+        "So many automatic actions within the interval are allowed; then the module stops",
+    ),
+    Key("loop_interval_s", number(0, 31536000), 86400.0, "The interval; 0 allows any number"),
+)
+
+ACTION_MEANING = "What is done when it is down"
+ACTIONS = choice("stop", "wait", "swap", "stopstart", "restart", "none")
+
+CHECKER = (
+    Key("period_s", number(1, 86400), 10.0, "One check so often"),
+    Key("timeout_s", number(0.1, 3600), 5.0, "A check that takes longer says down; at most the period"),
+    Key("confirm_s", number(0, 86400), 15.0, "The action follows after so long without an up"),
+)
+
+
+@dataclass(frozen=True)
+class CheckerKind:
+    """`action` by default. `before_start`: it can look at something before the module is started."""
+
+    action: str
+    before_start: bool
+    meaning: str
+    options: tuple[Key, ...] = ()
+
+
+CHECKER_KINDS: dict[str, CheckerKind] = {
+    "vm-state": CheckerKind("restart", False, "The hypervisor says that the VM runs"),
+    "guest-heartbeat": CheckerKind("restart", False, "The guest's integration services answer; a guest without is up"),
+    "tcp": CheckerKind(
+        "restart",
+        False,
+        "A TCP port can be connected to",
+        (Key("address", host_and_port(), REQUIRED, "Where the service in the guest listens"),),
+    ),
+    "ping": CheckerKind(
+        "wait",
+        True,
+        "An address answers to ICMP echo",
+        (Key("address", host(), REQUIRED, "For example the router the guest needs"),),
+    ),
+    "process": CheckerKind(
+        "stopstart",
+        False,
+        "A process runs on this server",
+        (Key("process", text("a process name"), REQUIRED, "Name of the executable"),),
+    ),
+    "interface": CheckerKind(
+        "wait",
+        True,
+        "A network interface of this server is up",
+        (Key("interface", text("an interface name"), REQUIRED, "For example the one below the virtual switch"),),
+    ),
+    "disk-space": CheckerKind(
+        "none",
+        True,
+        "A file system has space left",
+        (
+            Key("path", _PATH, REQUIRED, "Any path on the file system"),
+            Key("least", size(1 << 20, 1 << 60), "1g", "Less than so much is down"),
+        ),
+    ),
+    "command": CheckerKind(
+        "none",
+        False,
+        "A command ends with 0",
+        (Key("command", command(), REQUIRED, "Gets the module's name in HOTPAIR_MODULE"),),
+    ),
+    "module": CheckerKind(
+        "wait",
+        True,
+        "Another module of the pair runs, on either server",
+        (Key("module", name("the name of another module"), REQUIRED, "Its name"),),
+    ),
+}
+
+CHECKER_KIND = Key("kind", choice(*CHECKER_KINDS), REQUIRED, "What is checked")
+
+
+def checker_keys(kind: str) -> tuple[Key, ...]:
+    """All keys of a checker of this kind."""
+    described = CHECKER_KINDS[kind]
+    action = Key("action", ACTIONS, described.action, ACTION_MEANING)
+    return (CHECKER_KIND, *CHECKER, action, *described.options)
