@@ -11,6 +11,7 @@ lost, late or repeated report does no harm. The table says for every state and e
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from hotpair.cluster import module_rules as rules
@@ -76,7 +77,20 @@ _RULES: dict[State, Callable[[Draft], None]] = {
 }
 
 
+MOST_STATES_IN_A_STEP = 5  # no rule leads back to where it came from: each state at most once
+
+
 def _settle(draft: Draft) -> None:
+    """Apply the rules until the state stays: what a new state's rule would do must not wait for another event."""
+    for _ in range(MOST_STATES_IN_A_STEP):
+        before = draft.module.state
+        _apply_rule(draft)
+        if draft.module.state is before:
+            return
+    raise AssertionError(f"the rules do not settle: {draft.before}")
+
+
+def _apply_rule(draft: Draft) -> None:
     """The state's rule, or the plan's next step where there is nothing to run any more."""
     state, plan = draft.module.state, draft.module.plan
     if plan is None or state not in (State.WAIT, State.SECOND):
@@ -218,9 +232,9 @@ def take_look(draft: Draft, event: Looked) -> None:
         draft.change(agreed=True)
         draft.do(SetTimer(Timer.AGREEMENT, module.settings.agreement_s))
         return
-    draft.do(Agree(module.record, standing.epoch, standing.holder != module.settings.peer))
-    draft.change(refused=True)
-    draft.retry_later()
+    if module.mirror is not None and not module.mirror.agreeing:
+        draft.do(Agree(module.record, standing.epoch, standing.holder != module.settings.peer))
+        draft.change(mirror=replace(module.mirror, agreeing=True))
 
 
 def hear_timer(draft: Draft, event: TimerFired) -> None:

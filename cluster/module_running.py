@@ -59,7 +59,7 @@ def alone_state(draft: Draft) -> None:
 
 def _plan_alone(draft: Draft, plan: Plan) -> None:
     """RESTART and STOP go on here; a swap needs a peer in sync, and is given up without one."""
-    if plan is Plan.SWAP:
+    if plan in (Plan.SWAP, Plan.HANDING_OVER):
         draft.set_plan(None)
         draft.start_vm()
         return
@@ -158,7 +158,7 @@ def agree(draft: Draft) -> None:
     """Epoch agreement: not green before the arbiter's epoch is the pair's [R6]."""
     module = draft.module
     mirror = module.mirror
-    if mirror is None or not mirror.in_sync or module.agreed:
+    if mirror is None or not mirror.in_sync or mirror.agreeing or module.agreed:
         return
     if not keeps_epochs(module.settings.kind):
         draft.change(agreed=True)

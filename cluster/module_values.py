@@ -70,6 +70,7 @@ class Mirror:
     session   this copy has been in sync in this very process, and the session could be resumed
     in_sync   source: the target has confirmed that it is in sync, in this connection
     asked     source: the peer has been asked to take over, and has not answered
+    agreeing  source: an epoch is on its way into both records
     """
 
     role: Role
@@ -78,6 +79,7 @@ class Mirror:
     session: bool = False
     in_sync: bool = False
     asked: bool = False
+    agreeing: bool = False
 
 
 class Vm(Enum):

@@ -90,7 +90,9 @@ class Scope:
 
     kind: Kind
     writes: int = 1
-    faults: frozenset[str] = frozenset({"crash", "control", "mirror", "vm", "link", "network", "arbiter", "cut", "late"})
+    faults: frozenset[str] = frozenset(
+        {"crash", "control", "mirror", "vm", "link", "network", "arbiter", "cut", "late"}
+    )
     commands: tuple[Command, ...] = (Command.START, Command.STOP, Command.SWAP)
     power: bool = False
     late_reports: bool = False
@@ -415,7 +417,7 @@ def crash(world: World, s: int) -> World:
     record = None if server.record is None else replace(server.record, boot=OLD_BOOT)
     server = world.servers[s]._replace(up=False, module=None, mirror=None, vm=False, held=-1, record=record)
     servers = (server, world.servers[1]) if s == 0 else (world.servers[0], server)
-    return world._replace(servers=servers)
+    return world._replace(servers=servers, answers=tuple(answer for answer in world.answers if answer[0] != s))
 
 
 def lose_volatile(world: World, s: int) -> World:
@@ -425,7 +427,9 @@ def lose_volatile(world: World, s: int) -> World:
     return world._replace(acked=world.acked & (world.servers[0].copy | world.servers[1].copy))
 
 
-def _without(items: tuple[tuple[int, Answered | Looked], ...], item: object) -> tuple[tuple[int, Answered | Looked], ...]:
+def _without(
+    items: tuple[tuple[int, Answered | Looked], ...], item: object
+) -> tuple[tuple[int, Answered | Looked], ...]:
     kept = list(items)
     kept.remove(item)  # type: ignore[arg-type]
     return tuple(kept)
@@ -516,4 +520,16 @@ def describe(action: Action) -> str:
     return f"{where}{action.name}{detail}{dies}"
 
 
-__all__ = ["COMMAND", "FAULT", "FREE", "Action", "Purpose", "Scope", "Server", "actions", "describe", "perform", "unreachable"]
+__all__ = [
+    "COMMAND",
+    "FAULT",
+    "FREE",
+    "Action",
+    "Purpose",
+    "Scope",
+    "Server",
+    "actions",
+    "describe",
+    "perform",
+    "unreachable",
+]

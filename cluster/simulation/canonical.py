@@ -2,14 +2,16 @@
 
 Generations are renamed in the order in which they are met, and an ancestor that no record anywhere has as its
 generation or its base is dropped: no copy can ever be of that generation again, so no meeting can depend on it.
-Ids of claims, looks and questions are only ever compared with the one being waited for: all others become one.
+Ids of claims, looks and questions are only ever compared with the one being waited for: all others become one. Two late
+claims that are then the same count once: the arbiter grants the second again without a change, or refuses it. Terms are compared
+only with each other: the lowest becomes 0. A fence, unlike a witness, acts only while its asker waits: it is its child.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from hotpair.cluster.arbitration import Claim
+from hotpair.cluster.arbitration import Claim, Kind, keeps_epochs
 from hotpair.cluster.module_events import Answered, Look, Looked
 from hotpair.cluster.module_values import Module, PeerView
 from hotpair.cluster.record import Record
@@ -29,12 +31,20 @@ def canonical(world: World) -> World:
 
 def _rename_requests(world: World) -> World:
     servers = world.servers
-    if not world.requests and not world.answers and all(
-        (module := server.module) is None
-        or ((module.asking is None or module.asking.request_id == WAITED_FOR) and module.looking in (None, WAITED_FOR))
-        for server in servers
+    if (
+        not world.requests
+        and not world.answers
+        and all(
+            (module := server.module) is None
+            or (
+                (module.asking is None or module.asking.request_id == WAITED_FOR)
+                and module.looking in (None, WAITED_FOR)
+            )
+            for server in servers
+        )
     ):
         return world
+    kind = next((server.module.settings.kind for server in servers if server.module is not None), Kind.WITNESS)
     requests = []
     for s, request in world.requests:
         module = servers[s].module
@@ -43,7 +53,8 @@ def _rename_requests(world: World) -> World:
                 requests.append((s, _LOOK))
         elif isinstance(request, Claim):
             waited = module is not None and module.asking is not None and module.asking.request_id == request.request_id
-            requests.append((s, _with_id(request, WAITED_FOR if waited else LATE)))
+            if waited or keeps_epochs(kind):
+                requests.append((s, _with_id(request, WAITED_FOR if waited else LATE)))
     answers = []
     for s, answer in world.answers:
         module = servers[s].module
@@ -56,7 +67,7 @@ def _rename_requests(world: World) -> World:
     renamed = tuple(_wait_for(server) for server in servers)
     return world._replace(
         servers=(renamed[0], renamed[1]),
-        requests=tuple(sorted(requests, key=repr)),
+        requests=tuple(sorted(dict.fromkeys(requests), key=repr)),
         answers=tuple(sorted(answers, key=repr)),
     )
 
@@ -126,11 +137,13 @@ def _rename_generations(world: World) -> World:
     names: dict[bytes, bytes] = {}
     ancestors: set[bytes] = set()
     seen: set[int] = set()
+    terms: set[int] = set()
 
     def meet(record: Record | None) -> None:
         if record is None or id(record) in seen:
             return
         seen.add(id(record))
+        terms.add(record.term)
         for generation in (record.generation, record.base):
             if generation is not None and generation not in names:
                 names[generation] = _ID_TEXT[len(names)]
@@ -150,7 +163,8 @@ def _rename_generations(world: World) -> World:
                     meet(part)
                 elif isinstance(part, bytes) and part not in names:
                     names[part] = _ID_TEXT[len(names)]
-    if ancestors <= names.keys() and all(old == new for old, new in names.items()):
+    lowest = min(terms, default=0)
+    if not lowest and ancestors <= names.keys() and all(old == new for old, new in names.items()):
         return world
     cache: dict[int, Record] = {}
 
@@ -162,6 +176,7 @@ def _rename_generations(world: World) -> World:
             known = cache[id(record)] = replace(
                 record,
                 generation=names[record.generation],
+                term=record.term - lowest,
                 base=None if record.base is None else names[record.base],
                 ancestors=tuple(names[old] for old in record.ancestors if old in names),
             )

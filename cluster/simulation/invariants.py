@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from hotpair.cluster.arbitration import Kind
 from hotpair.cluster.module_values import Mirror, MirrorMode, Role, State, ready, view
-from hotpair.cluster.simulation.world import EVERYTHING, NAMES, Server, World
+from hotpair.cluster.simulation.world import BOOT, EVERYTHING, NAMES, OLD_BOOT, Server, World
 
 _TAKES_WRITES_ALONE = (MirrorMode.ALONE, MirrorMode.FILLING)
 _ARBITRATED = (Kind.WITNESS, Kind.ETCD, Kind.FENCE, Kind.MANUAL)
@@ -162,8 +162,7 @@ def wrong(world: World, kind: Kind) -> str | None:
 def runs(world: World) -> bool:
     """A VM runs and its writes are answered."""
     return any(
-        _acknowledges_alone(world.servers[s]) or (_acknowledges_with_peer(world, s) and world.wire == s)
-        for s in (0, 1)
+        _acknowledges_alone(world.servers[s]) or (_acknowledges_with_peer(world, s) and world.wire == s) for s in (0, 1)
     )
 
 
@@ -201,6 +200,8 @@ def must_run(world: World) -> bool:
             return False
         if theirs is not None and record.generation in (theirs.base, *theirs.ancestors):
             return False
+        if theirs is not None and theirs.in_sync and record.boot == OLD_BOOT and theirs.boot == BOOT:
+            return False  # stopped with the better copy: it may hold what this one lost with the power
         return not (theirs is not None and theirs.solo and not record.solo)
     return False
 

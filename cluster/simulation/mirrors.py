@@ -82,7 +82,7 @@ def lose_link(world: World, s: int) -> World:
     elif mode is MirrorMode.FILLING:
         mode = MirrorMode.IDLE
     world = clear_queue(world, 1 - s)
-    return change(world, s, mirror=replace(mirror, mode=mode, linked=False, in_sync=False))
+    return change(world, s, mirror=replace(mirror, mode=mode, linked=False, in_sync=False, agreeing=False))
 
 
 # ---- the hello
@@ -124,9 +124,7 @@ def connect(world: World, s: int) -> World:
     assert mine is not None and theirs is not None
     world = world._replace(wire=s)
     if _resumes(world, s):
-        world = change(
-            world, s, mirror=replace(mine, mode=MirrorMode.PAIRED, linked=True, in_sync=True, asked=False)
-        )
+        world = change(world, s, mirror=replace(mine, mode=MirrorMode.PAIRED, linked=True, in_sync=True, asked=False))
         world = change(world, t, mirror=replace(theirs, linked=True))
         held = world.servers[s].held
         return send(world, s, "write", held) if held >= 0 else world
@@ -267,7 +265,7 @@ def _gone(world: World, s: int, mirror: Mirror) -> World:
 def _agree_at_source(world: World, s: int, mirror: Mirror, epoch: int) -> World:
     own = world.servers[s].record
     assert own is not None
-    return change(world, s, record=records.agree_on_epoch(own, epoch))
+    return change(world, s, record=records.agree_on_epoch(own, epoch), mirror=replace(mirror, agreeing=False))
 
 
 _AT_TARGET = {
@@ -365,8 +363,14 @@ def leave(world: World, s: int) -> World:
 def agree(world: World, s: int, verdict: Agree) -> World:
     server = world.servers[s]
     mirror = server.mirror
-    if mirror is None or not mirror.in_sync or mirror.mode is not MirrorMode.PAIRED or server.record != verdict.based_on:
+    if (
+        mirror is None
+        or not mirror.in_sync
+        or mirror.mode is not MirrorMode.PAIRED
+        or server.record != verdict.based_on
+    ):
         return world
+    world = change(world, s, mirror=replace(mirror, agreeing=True))
     if verdict.mine_first:
         world = change(world, s, record=records.agree_on_epoch(verdict.based_on, verdict.epoch))
     return send(world, s, "epoch", verdict.epoch)

@@ -12,9 +12,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from hotpair.cluster.arbitration import Kind, Standing
-from hotpair.cluster.module_events import Answered, Looked
+from hotpair.cluster.module_events import Answered, Looked, Now, Started
 from hotpair.cluster.module_machine import step
-from hotpair.cluster.module_events import Now, Started
 from hotpair.cluster.module_values import (
     Mirror,
     MirrorMode,
@@ -135,9 +134,7 @@ def pair_in_sync(kind: Kind, faults: int, commands: int) -> World:
     modules = [replace(modules[s], peer=views[1 - s]) for s in (0, 1)]
     views = [view(module) for module in modules]
     modules = [replace(modules[s], peer=views[1 - s]) for s in (0, 1)]
-    servers = tuple(
-        Server(True, modules[s], mirrors[s], s == 0, -1, records[s], True, False, 0, 0, 0) for s in (0, 1)
-    )
+    servers = tuple(Server(True, modules[s], mirrors[s], s == 0, -1, records[s], True, False, 0, 0, 0) for s in (0, 1))
     return _world((servers[0], servers[1]), 0, faults, commands)
 
 
