@@ -25,6 +25,7 @@ from hotpair.cluster.module_events import (
     Tell,
     Timer,
 )
+from hotpair.cluster.module_states import TRANSITIONS
 from hotpair.cluster.module_values import (
     HowToStop,
     Mirror,
@@ -73,6 +74,7 @@ class Draft:
 
     def enter(self, state: State, reason: Reason = Reason.NOTHING) -> None:
         """Another state: what was asked in the old one is not waited for any more."""
+        assert (self.module.state, state) in TRANSITIONS, f"{self.module.state.value} to {state.value}"
         self.forget_questions()
         self.change(state=state, reason=reason, refused=False)
 

@@ -186,7 +186,7 @@ def take_answer(draft: Draft, event: Answered) -> None:
     if verdict in (Verdict.GRANTED, Verdict.WITHOUT, Verdict.OVERRIDDEN):
         _granted(draft, claim.purpose, event.answer.epoch if verdict is Verdict.GRANTED else None)
         return
-    own = rules.after_refusal(module.record)
+    own = rules.after_refusal(module.record, event.answer)
     if own != module.record and own is not None and module.mirror is None:
         draft.store(own)
     if verdict is Verdict.UNREACHABLE:
@@ -227,7 +227,7 @@ def take_look(draft: Draft, event: Looked) -> None:
         draft.retry_later()
         return
     peer = module.peer.record if module.peer is not None else None
-    same = peer is not None and (peer.generation, peer.epoch) == (module.record.generation, standing.epoch)
+    same = peer is not None and (peer.generation, peer.epoch) == (module.record.generation, module.record.epoch)
     if compared is Comparison.EQUAL and same:
         draft.change(agreed=True)
         draft.do(SetTimer(Timer.AGREEMENT, module.settings.agreement_s))

@@ -188,7 +188,7 @@ def overriding(module: Module, fresh: bytes, epoch: int | None) -> Record:
     return record.override(module.record, fresh, granted_epoch=epoch, boot=module.boot)
 
 
-def after_refusal(own: Record | None) -> Record | None:
+def after_refusal(own: Record | None, answer: Answer) -> Record | None:
     """A refusal changes nothing in the record: neither the epoch [R2] nor `outdated` [R5]."""
     return own
 

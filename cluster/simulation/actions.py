@@ -324,7 +324,8 @@ def perform(world: World, action: Action, scope: Scope) -> World:
     module = world.servers[s].module or Module(settings=settings(scope.kind, s))
     module, effects = step(module, event, Now(0.0, FRESH))
     if action.name == "command" and action.argument in _OVERRIDES and _is_accepted(effects):
-        world = world._replace(overridden=True)
+        forced = world.forced or action.argument is Command.PRIM_FORCE
+        world = world._replace(overridden=True, forced=forced)
     world = change(world, s, module=module)
     done = 0
     for effect in effects:
@@ -393,7 +394,7 @@ def _happen(world: World, action: Action, scope: Scope) -> World:
         case "mirror dies":
             return mirrors.die(world, s)
         case "vm dies":
-            return change(world, s, vm=False, held=-1)
+            return change(world, s, vm=False)
         case "link fails":
             return world._replace(link=False, wire=-1)
         case "network fails":
@@ -489,7 +490,7 @@ def do(world: World, s: int, effect: Effect) -> World:
             mirror = world.servers[s].mirror
             return change(world, s, vm=mirror is not None and mirror.role is Role.SOURCE)
         case StopVm():
-            return change(world, s, vm=False, held=-1)
+            return change(world, s, vm=False)  # a write under way stays with the mirror
         case Ask():
             return world._replace(requests=(*world.requests, (s, effect.claim)))
         case Look():

@@ -34,7 +34,7 @@ def _acknowledges_with_peer(world: World, s: int) -> bool:
 
 def one_writer(world: World, kind: Kind) -> str | None:
     """1: two servers never acknowledge writes of one module."""
-    if kind not in _ARBITRATED or world.overridden:
+    if kind not in _ARBITRATED or world.forced:
         return None
     a, b = world.servers
     if _acknowledges_alone(a) and _acknowledges_alone(b):
@@ -159,21 +159,27 @@ def wrong(world: World, kind: Kind) -> str | None:
 # ---- 6, looked at by whoever knows which worlds can follow
 
 
-def runs(world: World) -> bool:
+def runs(world: World, kind: Kind = Kind.NONE) -> bool:
     """A VM runs and its writes are answered."""
     return any(
         _acknowledges_alone(world.servers[s]) or (_acknowledges_with_peer(world, s) and world.wire == s) for s in (0, 1)
     )
 
 
-def in_sync(world: World) -> bool:
-    """Both green."""
+def in_sync(world: World, kind: Kind) -> bool:
+    """Both green, and truly so: the arbiter stands where both records say."""
     for s in (0, 1):
         mine, theirs = world.servers[s].module, world.servers[1 - s].module
-        if mine is not None and theirs is not None and ready(mine) and ready(theirs):
-            if mine.state is State.PRIM and theirs.state is State.SECOND and runs(world):
-                return True
+        if mine is None or theirs is None or not ready(mine) or not ready(theirs) or not runs(world):
+            continue
+        if mine.state is State.PRIM and theirs.state is State.SECOND and _arbiter_agrees(world, kind):
+            return True
     return False
+
+
+def _arbiter_agrees(world: World, kind: Kind) -> bool:
+    epochs = {server.record.epoch for server in world.servers if server.record is not None}
+    return kind not in (Kind.WITNESS, Kind.ETCD) or epochs == {world.standing.epoch}
 
 
 def is_operators(world: World) -> bool:

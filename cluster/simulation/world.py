@@ -67,7 +67,7 @@ class World(NamedTuple):
     """`wire` is the server whose source has the connection, or -1. `queues[s]` is on its way from s, or unread.
 
     `requests`: (server, claim id or look id, claim or None) on the way to the arbiter; `answers` on the way back.
-    `overridden`: an operator's override has happened, so the data may be what the operator chose.
+    `overridden`: an operator has chosen a copy, and the data is what was chosen; `forced`: against the arbiter.
     """
 
     servers: tuple[Server, Server]
@@ -84,6 +84,7 @@ class World(NamedTuple):
     faults: int
     commands: int
     overridden: bool
+    forced: bool
 
 
 def settings(kind: Kind, server: int) -> Settings:
@@ -184,6 +185,7 @@ def _world(servers: tuple[Server, Server], wire: int, faults: int, commands: int
         faults=faults,
         commands=commands,
         overridden=False,
+        forced=False,
     )
 
 
