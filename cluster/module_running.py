@@ -25,10 +25,16 @@ def give_way(draft: Draft, reason: Reason) -> None:
     off(draft)
 
 
+_STOPPING = (Plan.STOP, Plan.STOPSTART, Plan.HANDING_OVER_TO_STOP)
+
+
 def alone_state(draft: Draft) -> None:
     """ALONE: the record is solo, the mirror takes writes without a target or fills one."""
     module = draft.module
     mirror, own = module.mirror, module.record
+    if mirror is None and module.plan in _STOPPING:
+        stopped(draft)
+        return
     if mirror is None:
         if own is not None and own.solo and rules.current(module):
             draft.start_mirror(Role.SOURCE, alone=True)
@@ -101,7 +107,7 @@ def _mirror_gone(draft: Draft) -> None:
         draft.enter(State.WAIT, Reason.HANDED_OVER)
         wait_state(draft)
     elif module.plan is Plan.HANDING_OVER_TO_STOP:
-        if module.record.last_role == "SECOND":
+        if module.record.last_role == "SECOND" and not module.wanted:
             draft.store(record.mark_outdated(module.record), flush=True)  # the peer may go on alone from here [R3]
         stopped(draft)
     elif module.plan is Plan.STOP and module.vm is Vm.OFF:

@@ -292,6 +292,16 @@ def test_a_handover_that_ended_in_going_alone_starts_the_vm_again() -> None:
     assert StartVm in kinds(effects) and StopMirror not in kinds(effects)
 
 
+def test_a_stop_of_alone_ends() -> None:
+    """Found by exploration: stopstart in ALONE; the mirror that had ended was started again, for ever."""
+    module = prim(state=State.ALONE, record=SOLO, mirror=Mirror(Role.SOURCE, MirrorMode.ALONE), vm=Vm.OFF, wanted=False)
+    module, effects = run(replace(module, plan=Plan.STOP), VmReported(Vm.OFF))
+    assert StopMirror in kinds(effects)
+    module, effects = run(module, MirrorReported(None, SOLO))
+    assert module.state is State.STOP
+    assert StartMirror not in kinds(effects)
+
+
 def test_a_role_taken_while_waiting_starts_the_vm_in_the_same_step() -> None:
     """Found by exploration: WAIT, going alone by consent; ALONE was entered and nothing ever started the VM."""
     module = replace(started(SOLO, Kind.WITNESS), mirror=Mirror(Role.SOURCE, MirrorMode.STARTING), asking=None)

@@ -132,6 +132,7 @@ class Explorer:
         goals = (
             ("never runs again", invariants.runs, invariants.must_run),
             ("never in sync again", invariants.in_sync, invariants.must_be_in_sync),
+            ("never stops", invariants.nothing_to_stop, invariants.must_stop),
         )
         first, into = self._reversed()
         for name, goal, must in goals:

@@ -214,3 +214,15 @@ def must_run(world: World) -> bool:
 
 def must_be_in_sync(world: World) -> bool:
     return all(server.wanted for server in world.servers) and not is_operators(world)
+
+
+def nothing_to_stop(world: World, kind: Kind) -> bool:
+    """Every server on which the module is not wanted has come to rest."""
+    return all(
+        server.wanted or (server.module is not None and server.module.state is State.STOP and not server.vm)
+        for server in world.servers
+    )
+
+
+def must_stop(world: World) -> bool:
+    return not all(server.wanted for server in world.servers)

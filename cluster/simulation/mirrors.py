@@ -185,7 +185,7 @@ def _take_over(world: World, s: int, mirror: Mirror, source: Record) -> World:
         return send(world, s, "not handed over")
     taken = records.take_over(own, source, boot=BOOT)
     world = send(change(world, s, record=taken, dirty=0), s, "handed over", taken)
-    return change(world._replace(wire=-1), s, mirror=None)
+    return change(clear_queue(world._replace(wire=-1), 1 - s), s, mirror=None)
 
 
 def _left(world: World, s: int, mirror: Mirror) -> World:
@@ -193,7 +193,7 @@ def _left(world: World, s: int, mirror: Mirror) -> World:
     own = world.servers[s].record
     assert own is not None
     world = change(flush(world, s), s, record=rules.outdated_after_leaving(own, True))
-    return change(send(world, s, "gone")._replace(wire=-1), s, mirror=None)
+    return change(clear_queue(send(world, s, "gone")._replace(wire=-1), 1 - s), s, mirror=None)
 
 
 def _agree_at_target(world: World, s: int, mirror: Mirror, epoch: int) -> World:
@@ -237,7 +237,7 @@ def _handed_over(world: World, s: int, mirror: Mirror, successor: Record) -> Wor
     if not mirror.asked or own is None:
         return world
     world = change(world, s, record=records.hand_over(own, successor), dirty=0, mirror=None, held=-1)
-    return world._replace(wire=-1)
+    return clear_queue(world._replace(wire=-1), 1 - s)
 
 
 def _not_handed_over(world: World, s: int, mirror: Mirror) -> World:
