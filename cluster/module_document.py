@@ -10,7 +10,12 @@ from hotpair.cluster.module_values import State
 
 def document() -> str:
     """The page, ending in a newline."""
-    lines = ["# States of a module", "", "Made from `cluster/module_states.py` and the table in `module_machine.py`.", ""]
+    lines = [
+        "# States of a module",
+        "",
+        "Made from `cluster/module_states.py` and the table in `module_machine.py`.",
+        "",
+    ]
     lines += ["```mermaid", "stateDiagram-v2", "    [*] --> STOP"]
     for (before, after), why in TRANSITIONS.items():
         if before is not after:

@@ -29,8 +29,6 @@ class LeftOut:
     faults: int
     commands: int = 0
     start: str = "in-sync"
-    noticed_by: str = ""
-    checked: bool = True
 
 
 _fill, _connect, _lose_link = mirrors.fill, mirrors.connect, mirrors.lose_link
@@ -104,13 +102,25 @@ def scope(*faults: str, kind: Kind = Kind.WITNESS, commands: tuple[Command, ...]
 
 
 LEFT_OUT = (
-    LeftOut("R1", ((mirrors, "fill", offer_before_it_is_durable),), scope("network", kind=Kind.FENCE, writes=2), 1, start="apart"),
+    LeftOut(
+        "R1",
+        ((mirrors, "fill", offer_before_it_is_durable),),
+        scope("network", kind=Kind.FENCE, writes=2),
+        1,
+        start="apart",
+    ),
     LeftOut("R2", ((rules, "after_refusal", epoch_of_a_refusal),), scope("network"), 1),
     LeftOut("R4", ((record, "meet", base_is_not_looked_at),), scope("crash"), 1),
     LeftOut("R5", ((rules, "verdict", refusal_counts_as_grant),), scope("network"), 1),
     LeftOut("R6 epoch agreement", ((rules, "agreement", epochs_are_not_compared),), scope("network"), 1),
     LeftOut("R8", ((rules, "may_yield", never),), scope("arbiter", commands=(Command.STOP,)), 1, 1),
-    LeftOut("R9", ((mirrors, "lose_link", goes_on_when_the_handover_breaks),), scope("network", commands=(Command.SWAP,)), 1, 1),
+    LeftOut(
+        "R9",
+        ((mirrors, "lose_link", goes_on_when_the_handover_breaks),),
+        scope("network", commands=(Command.SWAP,)),
+        1,
+        1,
+    ),
     LeftOut("R10", ((mirrors, "connect", released_before_the_target_is_inconsistent),), scope("crash", "network"), 2),
     LeftOut("R11", ((rules, "boot_unchanged", reboots_do_not_count),), scope("power", "network", power=True), 2),
     LeftOut("R12", ((rules, "purpose_of", live_after_a_restart),), scope("crash", "network", kind=Kind.FENCE), 2),

@@ -55,13 +55,15 @@ def test_prim_through_the_witness_never_makes_two_writers() -> None:
 
 @pytest.mark.parametrize("left_out", LEFT_OUT, ids=lambda rule: rule.name)
 def test_a_rule_that_is_left_out_is_noticed(left_out: LeftOut, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_it = explore(left_out.scope, left_out.faults, left_out.commands, left_out.start) if left_out.checked else None
+    """The same scope with the rule is clean: with one fault it is explored here, with two by the full run."""
+    if left_out.faults == 1:
+        with_it = explore(left_out.scope, left_out.faults, left_out.commands, left_out.start)
+        assert with_it.wrong == "", "\n".join(with_it.trace)
     for module, name, instead in left_out.patches:
         monkeypatch.setattr(module, name, instead)
     outcome = explore(left_out.scope, left_out.faults, left_out.commands, left_out.start)
-    assert outcome.wrong.startswith(left_out.noticed_by), outcome
-    assert outcome.trace
-    assert with_it is None or with_it.wrong == "", "\n".join(with_it.trace)
+    assert outcome.wrong and outcome.trace
+    assert not outcome.wrong.startswith("assertion"), "an invariant must notice it, not the code itself"
 
 
 def test_the_command_prints_what_it_explored(capsys: pytest.CaptureFixture[str]) -> None:

@@ -137,7 +137,9 @@ class Explorer:
         first, into = self._reversed()
         for name, goal, must in goals:
             good = bytearray(len(self._worlds))
-            work = [i for i, world in enumerate(self._worlds) if goal(world, self._scope.kind) or self._is_excused(world)]
+            work = [
+                i for i, world in enumerate(self._worlds) if goal(world, self._scope.kind) or self._is_excused(world)
+            ]
             for i in work:
                 good[i] = 1
             while work:
