@@ -10,7 +10,7 @@ from hotpair.cluster import arbitration, record
 from hotpair.cluster import module_rules as rules
 from hotpair.cluster.arbitration import Kind, Purpose
 from hotpair.cluster.module_events import Command
-from hotpair.cluster.module_values import Mirror, MirrorMode, Role, State
+from hotpair.cluster.module_values import Mirror, MirrorMode, Role
 from hotpair.cluster.record import Record
 from hotpair.cluster.simulation import mirrors
 from hotpair.cluster.simulation.actions import Scope

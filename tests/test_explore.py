@@ -47,12 +47,6 @@ def test_a_fault_in_the_middle_of_a_command_is_survived(kind: Kind) -> None:
     assert outcome.complete
 
 
-def test_prim_through_the_witness_never_makes_two_writers() -> None:
-    outcome = explore(Scope(Kind.WITNESS, faults=frozenset({"network"}), commands=(Command.PRIM,)), 1, 1)
-    assert outcome.wrong == "", "\n".join(outcome.trace)
-    assert outcome.complete
-
-
 @pytest.mark.parametrize("left_out", LEFT_OUT, ids=lambda rule: rule.name)
 def test_a_rule_that_is_left_out_is_noticed(left_out: LeftOut, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same scope with the rule is clean: with one fault it is explored here, with two by the full run."""

@@ -181,9 +181,9 @@ def _urgent(world: World, scope: Scope) -> Action | None:
             return Action("answer", *answer)
     for s in (0, 1):
         module, other = world.servers[s].module, world.servers[1 - s].module
-        if world.net and not scope.stale_pulses and module is not None and other is not None:
-            if view(other) != module.peer:
-                return Action("pulse", s)
+        is_heard = world.net and not scope.stale_pulses
+        if is_heard and module is not None and other is not None and view(other) != module.peer:
+            return Action("pulse", s)
     return None
 
 
@@ -214,9 +214,9 @@ def _timers(world: World, scope: Scope, module: Module, s: int) -> Iterator[tupl
             yield Action("timer", s, Timer.ANSWER), FREE
         elif world.faults and "late" in scope.faults and keeps_epochs(scope.kind):
             yield Action("timer", s, Timer.ANSWER), FAULT
-    if module.agreed and keeps_epochs(scope.kind) and module.record is not None:
-        if module.record.epoch != world.standing.epoch:
-            yield Action("timer", s, Timer.AGREEMENT), FREE
+    epoch = world.standing.epoch if module.record is None else module.record.epoch
+    if module.agreed and keeps_epochs(scope.kind) and epoch != world.standing.epoch:
+        yield Action("timer", s, Timer.AGREEMENT), FREE
     if module.plan is Plan.LEAVE and world.wire < 0:
         yield Action("timer", s, Timer.LEAVE), FREE
 
@@ -239,9 +239,9 @@ def _mirror(world: World, scope: Scope, s: int) -> Iterator[tuple[Action, Sort]]
             yield Action("fence itself", s), FREE
         elif mirror.mode is not MirrorMode.FAILED and server.held < 0 and world.written < scope.writes:
             yield Action("write", s), FREE
-    if scope.power and mirror.mode is MirrorMode.PAIRED and world.wire == s and world.queues == ((), ()):
-        if server.held < 0 and (server.volatile or world.servers[1 - s].volatile or server.dirty):
-            yield Action("flush", s), FREE
+    is_quiet = mirror.mode is MirrorMode.PAIRED and world.wire == s and world.queues == ((), ()) and server.held < 0
+    if scope.power and is_quiet and (server.volatile or world.servers[1 - s].volatile or server.dirty):
+        yield Action("flush", s), FREE
 
 
 def _faults(world: World, scope: Scope, s: int) -> Iterator[tuple[Action, Sort]]:
@@ -465,7 +465,7 @@ def _decide(world: World, s: int, claim: Claim, scope: Scope) -> tuple[World, An
 
 
 def do(world: World, s: int, effect: Effect) -> World:
-    """Carry out one effect of the control plane on s. Those that only tell somebody are none of the world's business."""
+    """Carry out one effect of the control plane on s. Those that only tell somebody do nothing to the world."""
     match effect:
         case Store():
             assert world.servers[s].mirror is None, "the mirror keeps the record while it runs"

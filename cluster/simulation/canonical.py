@@ -3,8 +3,9 @@
 Generations are renamed in the order in which they are met, and an ancestor that no record anywhere has as its
 generation or its base is dropped: no copy can ever be of that generation again, so no meeting can depend on it.
 Ids of claims, looks and questions are only ever compared with the one being waited for: all others become one. Two late
-claims that are then the same count once: the arbiter grants the second again without a change, or refuses it. Terms are compared
-only with each other: the lowest becomes 0. A fence, unlike a witness, acts only while its asker waits: it is its child.
+claims that are then the same count once: the arbiter grants the second again without a change, or refuses it.
+Terms are compared only with each other: the lowest becomes 0. A fence, unlike a witness, acts only while its asker
+waits: it is its child.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def _rename_requests(world: World) -> World:
     ):
         return world
     kind = next((server.module.settings.kind for server in servers if server.module is not None), Kind.WITNESS)
-    requests = []
+    requests: list[tuple[int, object]] = []
     for s, request in world.requests:
         module = servers[s].module
         if isinstance(request, Look):
@@ -55,15 +56,14 @@ def _rename_requests(world: World) -> World:
             waited = module is not None and module.asking is not None and module.asking.request_id == request.request_id
             if waited or keeps_epochs(kind):
                 requests.append((s, _with_id(request, WAITED_FOR if waited else LATE)))
-    answers = []
+    answers: list[tuple[int, Answered | Looked]] = []
     for s, answer in world.answers:
         module = servers[s].module
         if isinstance(answer, Looked):
             if module is not None and module.looking == answer.request_id:
                 answers.append((s, replace(answer, request_id=WAITED_FOR)))
-        elif module is not None and module.asking is not None:
-            if module.asking.request_id == answer.answer.request_id:
-                answers.append((s, Answered(replace(answer.answer, request_id=WAITED_FOR))))
+        elif module is not None and module.asking is not None and module.asking.request_id == answer.answer.request_id:
+            answers.append((s, Answered(replace(answer.answer, request_id=WAITED_FOR))))
     renamed = tuple(_wait_for(server) for server in servers)
     return world._replace(
         servers=(renamed[0], renamed[1]),
@@ -123,7 +123,7 @@ def _rename_questions(world: World) -> World:
             if peer is not None and peer.request is not None:
                 peer = replace(peer, request=order[peer.request])
             theirs = replace(theirs, consent=order.get(theirs.consent or b""), peer=peer)
-        both = [server for server in world.servers]
+        both = list(world.servers)
         both[s] = both[s]._replace(module=mine)
         both[1 - s] = both[1 - s]._replace(module=theirs)
         world = world._replace(servers=(both[0], both[1]))

@@ -209,7 +209,7 @@ def show(world: World) -> str:
 
 
 STARTS = {"in-sync": pair_in_sync, "apart": pair_apart}
-COMMANDS = (Command.START, Command.STOP, Command.SWAP)
+COMMANDS: tuple[Command, ...] = (Command.START, Command.STOP, Command.SWAP)
 
 
 def explore(scope: Scope, faults: int, commands: int, start: str = "in-sync", *, liveness: bool = True) -> Outcome:

@@ -1,7 +1,7 @@
 """Checkers of the invariants of design/protocol.md, on worlds only. They share no decision with the state machine.
 
-Each returns what is wrong, or None. What an operator's override or a split brain under `ping` or `none` may cost is left
-out where the protocol says so.
+Each returns what is wrong, or None. What an operator's override or a split brain under `ping` or `none` may cost is
+left out where the protocol says so.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def one_writer(world: World, kind: Kind) -> str | None:
     for s in (0, 1):
         t = 1 - s
         other = world.servers[t].mirror
-        if _acknowledges_alone(world.servers[t]) and _acknowledges_with_peer(world, s):
-            if other is not None and other.linked and world.wire == s:
-                return "a source is a target at the same time"
+        is_linked = other is not None and other.linked and world.wire == s
+        if is_linked and _acknowledges_alone(world.servers[t]) and _acknowledges_with_peer(world, s):
+            return "a source is a target at the same time"
     return None
 
 

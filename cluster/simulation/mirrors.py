@@ -6,6 +6,7 @@ mirror's record is the one on the server's disk: every change here is durable be
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 from hotpair.cluster import module_rules as rules
@@ -148,7 +149,7 @@ def receive(world: World, s: int) -> World:
     world = world._replace(queues=(queues[0], queues[1]))
     mirror = world.servers[s].mirror
     assert mirror is not None
-    handler = (_AT_SOURCE if mirror.role is Role.SOURCE else _AT_TARGET)[str(message[0])]
+    handler: Callable[..., World] = (_AT_SOURCE if mirror.role is Role.SOURCE else _AT_TARGET)[str(message[0])]
     return handler(world, s, mirror, *message[1:])
 
 
@@ -255,11 +256,10 @@ def _leave(world: World, s: int, mirror: Mirror) -> World:
 def _gone(world: World, s: int, mirror: Mirror) -> World:
     """The target is durably outdated, and has closed: consent in the stream."""
     world = lose_link(world._replace(wire=-1), s)
-    mirror = world.servers[s].mirror
-    assert mirror is not None
-    if mirror.mode is not MirrorMode.FROZEN or mirror.asked:
+    now = world.servers[s].mirror
+    if now is None or now.mode is not MirrorMode.FROZEN or now.asked:
         return world
-    return _go_solo(world, s, replace(mirror, mode=MirrorMode.ALONE, session=False))
+    return _go_solo(world, s, replace(now, mode=MirrorMode.ALONE, session=False))
 
 
 def _agree_at_source(world: World, s: int, mirror: Mirror, epoch: int) -> World:
@@ -268,7 +268,7 @@ def _agree_at_source(world: World, s: int, mirror: Mirror, epoch: int) -> World:
     return change(world, s, record=records.agree_on_epoch(own, epoch), mirror=replace(mirror, agreeing=False))
 
 
-_AT_TARGET = {
+_AT_TARGET: dict[str, Callable[..., World]] = {
     "write": _apply,
     "begin": _begin,
     "offer": _take_sync,
@@ -276,7 +276,7 @@ _AT_TARGET = {
     "left": _left,
     "epoch": _agree_at_target,
 }
-_AT_SOURCE = {
+_AT_SOURCE: dict[str, Callable[..., World]] = {
     "applied": _applied,
     "inconsistent": _inconsistent,
     "taken": _taken,

@@ -44,7 +44,7 @@ FRESH = named(200)
 
 
 class Server(NamedTuple):
-    """`copy`, `volatile`, `dirty` are sets of writes as bits; `held` is the VM's write that waits for its answer, or -1.
+    """`copy`, `volatile`, `dirty` are sets of writes as bits; `held` is the write that waits for its answer, or -1.
 
     module is None while the control plane is dead. Everything from `up` to `held` dies with the host, except record,
     wanted, maintenance, copy and dirty, which are on its disk; `volatile` is the part of the copy that is not.
