@@ -184,6 +184,7 @@ def _take_over(world: World, s: int, mirror: Mirror, source: Record) -> World:
     own = world.servers[s].record
     if own is None or not mirror.session or not own.in_sync or own.outdated or own.inconsistent:
         return send(world, s, "not handed over")
+    world = flush(world, 0, 1)  # both had flushed all that came before the question
     taken = records.take_over(own, source, boot=BOOT)
     world = send(change(world, s, record=taken, dirty=0), s, "handed over", taken)
     return change(clear_queue(world._replace(wire=-1), 1 - s), s, mirror=None)
