@@ -314,8 +314,9 @@ def fill(world: World, s: int) -> World:
         if not differs:
             return change(world, s, dirty=0)
         bit = differs & -differs
+        # an extent leaves the log when both copies of it are on disk: the target's alone is not enough
         world = change(world, t, copy=theirs.copy & ~bit | mine.copy & bit, volatile=theirs.volatile & ~bit)
-        return change(world, s, dirty=mine.dirty & ~bit)
+        return change(world, s, dirty=mine.dirty & ~bit, volatile=mine.volatile & ~bit)
     mirror, own = mine.mirror, mine.record
     assert mirror is not None and own is not None
     offered = records.offer_sync_as_source(own)
