@@ -270,6 +270,46 @@ def clear_outdated(record: Record) -> Record:
     return replace(record, outdated=False)
 
 
+def give_up(record: Record) -> Record:
+    """The loser of a split brain, chosen by the operator or the policy: this copy is to be overwritten.
+
+    Inconsistent in one write, so that it can never be run; generation and base stay, so that the table finds the
+    choice made ("both solo from the same base, one inconsistent") and copies the union of the logs.
+    """
+    return replace(record, inconsistent=True, in_sync=False)
+
+
+def give_up_all(record: Record, new_generation: bytes) -> Record:
+    """The operator gives up this copy altogether (second --full): unrelated to the peer's, so compared in full."""
+    return replace(
+        record,
+        generation=new_generation,
+        ancestors=(),
+        base=None,
+        inconsistent=True,
+        in_sync=False,
+        solo=False,
+        outdated=False,
+    )
+
+
+def override(
+    record: Record, new_generation: bytes, *, granted_epoch: int | None = None, boot: str | None = None
+) -> Record:
+    """The operator declares this copy current against all odds (prim --force): a new generation without a base.
+
+    So the next meeting finds an ancestor or nothing known, and compares in full.
+    """
+    assert not record.inconsistent and not record.outdated, "an inconsistent or outdated copy is never declared current"
+    fresh = go_alone(replace(record, solo=False), new_generation, granted_epoch=granted_epoch, boot=boot)
+    return replace(fresh, base=None)
+
+
+def agree_on_epoch(record: Record, epoch: int) -> Record:
+    """Epoch agreement [R6]: the server that the arbiter names first, then the other. Epochs never go backwards."""
+    return replace(record, epoch=max(record.epoch, epoch))
+
+
 # ---- meeting the peer
 
 
@@ -305,6 +345,7 @@ class Rule(Enum):
     SPLIT_BRAIN = "both solo from the same base"
     BASE = "one is the other's base"
     ANCESTOR = "one is among the other's ancestors"
+    GIVEN_UP = "neither descends from the other, one inconsistent"
     UNRELATED = "neither descends from the other"
     REFUSED = "the newer copy is inconsistent"
 
@@ -422,6 +463,9 @@ def _meet_along_ancestors(mine: Record, peer: Record) -> Meeting:
         behind = _NAMES[source.swapped()]
         reason = f"The generation of {behind} is an earlier one of {_NAMES[source]}'s copy."
         rule, copying = Rule.ANCESTOR, Copying.FULL
+    if source is Side.NOBODY and (source := _the_other(mine.inconsistent, peer.inconsistent)) is not Side.NOBODY:
+        reason = f"The copy of {_NAMES[source.swapped()]} was given up; nothing of it is used."
+        return Meeting(Rule.GIVEN_UP, source, Copying.FULL, reason)
     if source is Side.NOBODY:
         reason = "The copies are unrelated, neither descends from the other: choose whose copy is used."
         return Meeting(Rule.UNRELATED, Side.NOBODY, Copying.FULL, reason)

@@ -351,6 +351,7 @@ TABLE = [
     (G, SECOND_ALONE, Rule.ANCESTOR, PEER, Copying.FULL),
     (G, replace(SECOND_ALONE, **HALF), Rule.REFUSED, NOBODY, Copying.FULL),
     (G, STRANGER, Rule.UNRELATED, NOBODY, Copying.FULL),
+    (G, replace(STRANGER, inconsistent=True), Rule.GIVEN_UP, ME, Copying.FULL),
     (ALONE, replace(OTHER_ALONE, solo=False), Rule.UNRELATED, NOBODY, Copying.FULL),
     (replace(ALONE, base=None), replace(OTHER_ALONE, base=None), Rule.UNRELATED, NOBODY, Copying.FULL),
     (ALONE, replace(G, ancestors=(named("h"),)), Rule.UNRELATED, NOBODY, Copying.FULL),

@@ -1,0 +1,67 @@
+"""Small scopes explored completely, and each rule left out once: the checkers can fail."""
+
+from __future__ import annotations
+
+import pytest
+
+from hotpair.cluster.arbitration import Kind
+from hotpair.cluster.module_events import Command
+from hotpair.cluster.simulation.actions import Scope
+from hotpair.cluster.simulation.explore import explore, main
+from tests.left_out import LEFT_OUT, LeftOut
+
+ALL = Scope(Kind.NONE).faults
+
+
+@pytest.mark.parametrize("kind", [Kind.WITNESS, Kind.FENCE, Kind.NONE, Kind.MANUAL])
+def test_a_command_alone_is_safe_and_live(kind: Kind) -> None:
+    commands = (Command.START, Command.STOP, Command.SWAP, Command.RESTART, Command.STOPSTART)
+    outcome = explore(Scope(kind, commands=commands), 0, 2)
+    assert outcome.wrong == "", "\n".join(outcome.trace)
+    assert outcome.complete
+    assert outcome.states > 500
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "least"),
+    [
+        (Kind.WITNESS, "in-sync", 5_000),
+        (Kind.WITNESS, "apart", 2_000),
+        (Kind.FENCE, "in-sync", 2_000),
+        (Kind.FENCE, "apart", 1_000),
+        (Kind.NONE, "in-sync", 1_000),
+        (Kind.NONE, "apart", 500),
+    ],
+)
+def test_any_single_fault_is_survived(kind: Kind, start: str, least: int) -> None:
+    outcome = explore(Scope(kind, writes=2 if start == "apart" else 1), 1, 0, start)
+    assert outcome.wrong == "", "\n".join(outcome.trace)
+    assert outcome.complete
+    assert outcome.states > least
+
+
+@pytest.mark.parametrize("kind", [Kind.FENCE, Kind.NONE])
+def test_a_fault_in_the_middle_of_a_command_is_survived(kind: Kind) -> None:
+    outcome = explore(Scope(kind), 1, 1)
+    assert outcome.wrong == "", "\n".join(outcome.trace)
+    assert outcome.complete
+
+
+@pytest.mark.parametrize("left_out", LEFT_OUT, ids=lambda rule: rule.name)
+def test_a_rule_that_is_left_out_is_noticed(left_out: LeftOut, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same scope with the rule is clean: with one fault it is explored here, with two by the full run."""
+    if left_out.faults == 1:
+        with_it = explore(left_out.scope, left_out.faults, left_out.commands, left_out.start)
+        assert with_it.wrong == "", "\n".join(with_it.trace)
+    for module, name, instead in left_out.patches:
+        monkeypatch.setattr(module, name, instead)
+    outcome = explore(left_out.scope, left_out.faults, left_out.commands, left_out.start)
+    assert outcome.wrong and outcome.trace
+    assert not outcome.wrong.startswith("assertion"), "an invariant must notice it, not the code itself"
+
+
+def test_the_command_prints_what_it_explored(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--kind", "none", "--faults", "0", "--commands", "1", "--only-commands", "stop"]) == 0
+    printed = capsys.readouterr().out
+    assert "nothing wrong" in printed
+    assert "states" in printed
