@@ -49,7 +49,7 @@ types: $(VENV)/installed
 	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p hotpair
 
 unit: $(VENV)/installed packages
-	$(BIN)/pytest
+	$(BIN)/pytest -n 3 --dist worksteal
 
 bench: bench-packages
 	$(BIN)/python -m bench $(BENCH_ARGUMENTS)

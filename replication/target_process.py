@@ -208,7 +208,8 @@ class TargetProcess:
         except LinkLost as error:
             self._link_lost(error)
             return
-        if now - self._heard_at > self.options.stall_timeout_s:
+        if target.connection is not None and now - self._heard_at > self.options.stall_timeout_s:
+            target.connection.abandon()
             self._link_lost(LinkLost(f"nothing heard from the source for {self.options.stall_timeout_s:g} s"))
 
     # --- the link -------------------------------------------------------------------------------------------------

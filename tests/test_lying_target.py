@@ -595,7 +595,7 @@ def test_questions_whose_answers_are_not_taken() -> None:
         session = Session(pair)
         with session as source:
             source.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            source.sock.settimeout(100)  # the target may have a buffer full of questions to answer before it sees more
+            source.sock.settimeout(WAIT_S)
             with pytest.raises(ConnectionError):  # long before a million
                 for first in range(source.sent + 1, 1_000_000, 5000):
                     numbers = range(first, first + 5000)
