@@ -6,6 +6,9 @@ PAGE = 4096
 REQUEST_SLOTS = 64  # requests taken from the kernel and not yet answered; each holds a buffer while it waits
 REQUESTS_PER_TURN = 8  # more would starve the acknowledgements that arrive meanwhile
 OTHERS_PER_TURN = 2  # requests that are no writes, while a write is outstanding
+COLD_READS = 32  # of one file that are not tried in the page cache after one was not there
+COLD_READS_PER_TURN = 8  # begun before the loop looks at the socket again
+COLD_READS_BESIDE_WRITES = 1  # the same while a write waits for its acknowledgement
 READ_AHEAD = 512 << 10  # bytes behind a read that is not in the page cache and follows another
 BYTES_PER_TURN = 256 << 10  # after a write of that size the target is told before the next one is taken
 MAX_BACKGROUND = 64  # asynchronous requests that the kernel has under way at once
@@ -36,7 +39,9 @@ RECONNECT_LONGEST_S = 4.0  # doubled up to it while a peer ends each connection 
 EXTENT_SIZE = 4 << 20
 EXTENT_SIZE_SMALLEST = 64 << 10
 EXTENT_SIZE_LARGEST = 1 << 30
-HOT_EXTENTS = 16384  # after a crash at most this many extents are copied again
+HOT_EXTENTS = (
+    32768  # after a crash about so many extents are copied again; fewer cost a flush of both copies more often
+)
 
 # --- Reintegration --------------------------------------------------------------------------------
 CHUNK = 256 << 10
