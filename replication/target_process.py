@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -44,6 +45,7 @@ from hotpair.replication.objects_io import (
     write_identity,
 )
 from hotpair.replication.process_io import boot_id, descriptor_limit, lock_state
+from hotpair.replication.snapshot_io import Snapshots
 from hotpair.replication.spin import Spinner
 from hotpair.replication.target import Target
 from hotpair.replication.transport_io import Connection, TlsFiles
@@ -96,6 +98,7 @@ class TargetProcess:
         self._watched = select.EPOLLIN  # what is waited for on the connection
         self._session: bytes | None = None  # the session in which this copy is in sync
         self._begun = False  # a reintegration, on the present connection
+        self._snapshots = Snapshots(self._root_fd, self._watch, self._unwatch)
         self._offered: bytes | None = None  # the session that the present connection would begin
         self._offered_root = b""  # the identity of its root directory
         self._flushing_all = 0
@@ -134,6 +137,9 @@ class TargetProcess:
             signal.signal(sig, self._signalled)
         self._watch(self._delivery.fileno(), self._delivered)
         self._watch(self._flushes.fileno(), self._flushed)
+        if not self._inconsistent:
+            self._snapshots.put_away()  # in sync, and killed before it could
+        self._snapshots.tidy()
         self._say("ready")
         poll = self._epoll.poll
         handlers = self._handlers
@@ -159,6 +165,10 @@ class TargetProcess:
     def _watch(self, fd: int, handler: Callable[[], None]) -> None:
         self._handlers[fd] = handler
         self._epoll.register(fd, select.EPOLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        del self._handlers[fd]
+        self._epoll.unregister(fd)
 
     def _watch_connection(self) -> None:
         connection = self.target.connection
@@ -195,12 +205,13 @@ class TargetProcess:
 
     def _tick(self, now: float) -> None:
         target = self.target
+        self._snapshots.tick(now)
         if self._taken_over_at is not None and now - self._taken_over_at > HANDOVER_CLOSE_S:
             self._stop()
             return
         if target.connection is None:
             return
-        if self._flushing_all and now - self._said_busy_at >= BUSY_INTERVAL_S:
+        if (self._flushing_all or self._snapshots.working) and now - self._said_busy_at >= BUSY_INTERVAL_S:
             self._said_busy_at = now
             target.say(Kind.BUSY, BUSY_INTERVAL_S)
         try:
@@ -310,9 +321,9 @@ class TargetProcess:
 
     def _drop_connection(self) -> None:
         connection = self.target.connection
+        self._snapshots.cancel()
         if connection is not None:
-            del self._handlers[connection.fileno()]
-            self._epoll.unregister(connection.fileno())
+            self._unwatch(connection.fileno())
             self.target.detach()
 
     def _link_lost(self, error: Exception) -> None:
@@ -356,11 +367,19 @@ class TargetProcess:
                 raise ProtocolError(f"the peer sent {Kind(kind).name}, which is not for a target")
 
     def _begin(self, generation: object) -> None:
-        """Before the first byte changes: inconsistent, durably, in the source's generation. Then our log may go."""
+        """A reintegration begins: what this copy is may be kept before it is given up."""
         if type(generation) is not bytes or len(generation) != IDENTITY_SIZE or generation == bytes(IDENTITY_SIZE):
             raise ProtocolError("the peer's generation is none")
-        if self._begun or self._session is not None or self._taken_over_at is not None:
+        begun = self._begun or self._snapshots.working
+        if begun or self._session is not None or self._taken_over_at is not None:
             raise ProtocolError("the peer began a reintegration a second time")
+        if self.record is None:
+            self._give_up_copy(generation)
+        else:
+            self._snapshots.prepare(self.record, lambda: self._give_up_copy(generation))
+
+    def _give_up_copy(self, generation: bytes) -> None:
+        """Before the first byte changes: inconsistent, durably, in the source's generation. Then our log may go."""
         if self.record is None:
             if self._root_identity != self._offered_root:
                 write_identity(self._root_fd, self._offered_root)
@@ -388,6 +407,7 @@ class TargetProcess:
         self.target.admits_operations = True
         self._say("state REINTEGRATING")
         self.target.say(Kind.INCONSISTENT, generation)
+        self.target.send()
 
     def _take_sync(self, encoded: object) -> None:
         if self.record is None or not self.record.inconsistent or not self._begun:
@@ -404,6 +424,7 @@ class TargetProcess:
         self.reason = ""
         self._say("state SECOND")
         self.target.say(Kind.TAKEN, encoded)
+        self._snapshots.drop()
 
     def _take_over(self, encoded: object) -> None:
         """The source hands the module over: make this copy the primary, durably, then say so."""
@@ -440,6 +461,9 @@ class TargetProcess:
         self.target.say(Kind.APPLIED, self.target.applied)
         self.target.say(Kind.FAILED, sequence, error.errno or 0, text, outdated or self._inconsistent)
         self._try_to_send()
+        if self._inconsistent and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            log.warning("no room: a snapshot of the last consistent copy, if there is one, is given up for it")
+            self._snapshots.drop()
 
     @property
     def _inconsistent(self) -> bool:
