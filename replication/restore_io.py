@@ -53,7 +53,7 @@ class Restore:
         self._record_path = os.path.join(state, "record")
 
     def run(self) -> list[str]:
-        """Put the copy back; what to tell the user. Raises BadConfiguration, having changed nothing, and MirrorError."""
+        """Put the copy back; what to tell the user. Raises BadConfiguration (nothing was changed), MirrorError."""
         if not os.path.isdir(self._state):
             raise BadConfiguration(f"--state {self._state}: there is none: give the state directory of this copy")
         lock_fd = lock_state(self._state)

@@ -1,4 +1,4 @@
-"""A process that clones a copy into a snapshot, or removes what is left of old ones: it would hold up the target's loop.
+"""A process that clones a copy into a snapshot, or removes what is left of old ones, beside the target's loop.
 
     python -m hotpair.replication.snapshot_helper make ROOT_FD TOKEN RECORD_IN_HEX
     python -m hotpair.replication.snapshot_helper remove ROOT_FD NAME...
