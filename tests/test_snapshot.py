@@ -216,7 +216,7 @@ def test_removed_when_in_sync() -> None:
 
 
 def test_left_by_a_crash_after_sync() -> None:
-    """A target killed between its record and the removal: its next start removes it."""
+    """A target killed between its record and the removal: its next start removes it, or puts it away as a source."""
     with xfs_pair() as (pair, _):
         pair.stop()
         private = f"{pair.target_dir}/.hotpair"
@@ -224,6 +224,10 @@ def test_left_by_a_crash_after_sync() -> None:
         os.mkdir(f"{private}/making-0123")
         pair.start_target()
         wait_until(lambda: own_folder(pair.target_dir) == [], "what was left is removed")
+        os.makedirs(f"{pair.source_dir}/.hotpair/snapshot-{'a' * 32}/tree")
+        pair.start_source()
+        pair.stop()
+        assert [name[:9] for name in own_folder(pair.source_dir)] == ["removing-"]
 
 
 def test_the_first_one_is_kept() -> None:
@@ -315,9 +319,8 @@ def test_without_reflink() -> None:
 
 def test_the_loop_goes_on_and_the_time_is_bounded() -> None:
     """While a snapshot is made the target answers and says that it is busy; one that takes too long is given up."""
-    with xfs_pair() as (pair, link):
+    with xfs_pair() as (pair, _):
         pair.stop_source()
-        link.close()
         record = stored(pair)
         for number in range(SNAPSHOT_ENTRIES // 2):  # long enough to be met in the middle
             os.close(os.open(f"{pair.target_dir}/{number}", os.O_CREAT | os.O_WRONLY))
@@ -338,7 +341,8 @@ def test_the_loop_goes_on_and_the_time_is_bounded() -> None:
                 fields = source.receive()
                 assert fields is not None
                 kinds.append(fields[0])
-                source.send(Kind.PROBE, 0)
+                if fields[0] == Kind.BUSY:
+                    source.send(Kind.PROBE, 0)
             assert SNAPSHOT_S - 1 < time.monotonic() - began < SNAPSHOT_S + 5
             assert kinds.count(Kind.BUSY) >= SNAPSHOT_S / 2 and Kind.APPLIED in kinds
         assert stored(pair).inconsistent
@@ -354,9 +358,8 @@ def read(path: str) -> str:
 
 def test_a_link_lost_meanwhile() -> None:
     """The copy has not been given up: it stays in sync on record, and the next reintegration keeps its own snapshot."""
-    with xfs_pair() as (pair, link):
+    with xfs_pair() as (pair, _):
         pair.stop_source()
-        link.close()
         record = stored(pair)
         for number in range(2000):
             os.close(os.open(f"{pair.target_dir}/{number}", os.O_CREAT | os.O_WRONLY))
@@ -373,7 +376,52 @@ def test_a_link_lost_meanwhile() -> None:
             assert f"snapshot-{record.generation.hex()}" in own_folder(pair.target_dir)
 
 
-def test_more_entries_than_the_limit(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_target_killed_meanwhile() -> None:
+    """The helper ends with it, holds no lock that the next target needs, and what it leaves never gets a name."""
+    with xfs_pair() as (pair, _):
+        pair.stop_source()
+        record = stored(pair)
+        for number in range(2000):
+            os.close(os.open(f"{pair.target_dir}/{number}", os.O_CREAT | os.O_WRONLY))
+        with FakeSource(port_of(pair), root=record.root, generation=b"n" * 16) as source:
+            source.hello()
+            source.expect(Kind.WELCOME)
+            source.send(Kind.BEGIN_REINTEGRATION, source.generation, True)
+            wait_until(lambda: own_folder(pair.target_dir) != [], "a snapshot is being made")
+            pair.kill_target()
+        assert stored(pair) == record
+        pair.start_target()
+        assert not any(name.startswith("snapshot-") for name in own_folder(pair.target_dir))
+        with FakeSource(port_of(pair), root=record.root, generation=b"n" * 16) as other:
+            other.begin()
+            assert f"snapshot-{record.generation.hex()}" in own_folder(pair.target_dir)
+
+
+def test_given_up_when_there_is_no_room_for_both() -> None:
+    """A snapshot keeps what is overwritten: where the disk is too small for that, being in sync is worth more."""
+    huge = """
+        descriptor = os.open('huge', os.O_RDWR | os.O_CREAT)
+        for _ in range(200):
+            os.write(descriptor, os.urandom(1 << 20))
+        os.fsync(descriptor)
+    """
+    with xfs_pair() as (pair, link):
+        on_mount(pair, huge)
+        link.cut(refuse=True)
+        said(pair.source, "state ALONE")
+        pair.stop_target()
+        on_mount(pair, huge)
+        pair.start_target()
+        link.allow()
+        wait_until(lambda: status(pair.source_state)["in_sync"], "in sync", 60)
+        assert pair.target is not None
+        assert "is given up for it" in log_of(pair.target)
+        wait_until(lambda: own_folder(pair.target_dir) == [], "the snapshot is removed")
+        pair.stop()
+        assert pair.compare() == []
+
+
+def test_more_entries_than_the_limit() -> None:
     """At the limit there is a snapshot, above it there is none, and what waits goes on."""
     base = f"/var/tmp/hotpair-test-snapshot-{os.getpid()}"
     os.mkdir(base)
