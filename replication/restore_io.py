@@ -67,7 +67,6 @@ class Restore:
                     restored = self._restore(root_fd, now)
             finally:
                 os.close(root_fd)
-            layout_io.hide(self._directory)  # what a target that was killed has left
         finally:
             os.close(lock_fd)
         return [

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from hotpair.cluster import record as records
@@ -19,7 +20,9 @@ from hotpair.replication import clone_io, snapshot, snapshot_helper
 from hotpair.replication.control_client import ControlClient
 from hotpair.replication.errors import BadConfiguration
 from hotpair.replication.frames import Kind
+from hotpair.replication.layout import sibling_of
 from hotpair.replication.limits import SNAPSHOT_ENTRIES, SNAPSHOT_S
+from hotpair.replication.protect_io import protect, unprotect
 from hotpair.replication.restore_io import NOTHING_TO_DO, Restore
 from hotpair.replication.snapshot_io import Snapshots
 from tests.faults import FakeSource, Link, log_of, on_mount, port_of, said, small_disk, status, wait_until
@@ -250,6 +253,31 @@ def test_the_first_one_is_kept() -> None:
         is_as_before(pair, before, record)
 
 
+def test_a_protected_copy() -> None:
+    """The same where the data is beside the named directory, and a killed target has left its read-only view."""
+    with xfs_pair() as (pair, link):
+        link.cut(refuse=True)
+        said(pair.source, "state ALONE")
+        pair.stop_target()
+        protect(pair.target_dir)
+        data = os.fsdecode(sibling_of(os.fsencode(pair.target_dir)))
+        before, record = tree(data), stored(pair)
+        on_mount(pair, CHANGE)
+        with ControlClient(pair.source_state) as control:
+            control.ask("set_ceiling", bytes_per_second=CEILING)
+        pair.start_target()
+        link.allow()
+        half_copied(pair)
+        pair.kill_source()
+        pair.kill_target()
+        assert os.listdir(pair.target_dir) and tree(data) != before
+        done = restore(pair)
+        assert done.returncode == 0, done.stderr
+        assert tree(data) == before and stored(pair).outdated and stored(pair).generation == record.generation
+        assert os.listdir(pair.target_dir) == [] and own_folder(data) == []
+        unprotect(pair.target_dir)
+
+
 class Interrupted(Exception):
     """The restore ends here."""
 
@@ -330,10 +358,9 @@ def test_the_loop_goes_on_and_the_time_is_bounded() -> None:
             source.expect(Kind.WELCOME)
             began = time.monotonic()
             source.send(Kind.BEGIN_REINTEGRATION, source.generation, True)
-            helpers = f"/proc/{pair.target.process.pid}/task/{pair.target.process.pid}/children"
-            wait_until(lambda: read(helpers), "the helper")
-            for helper in read(helpers).split():
-                os.kill(int(helper), 19)  # SIGSTOP
+            wait_until(lambda: own_folder(pair.target_dir) != [], "a snapshot is being made")
+            for helper in psutil.Process(pair.target.process.pid).children():
+                helper.suspend()
             source.send(Kind.PROBE, 0)
             kinds = []
             while Kind.INCONSISTENT not in kinds:
@@ -348,12 +375,6 @@ def test_the_loop_goes_on_and_the_time_is_bounded() -> None:
         assert stored(pair).inconsistent
         assert "no snapshot of this copy: it takes longer than" in log_of(pair.target)
         assert not any(name.startswith("snapshot-") for name in own_folder(pair.target_dir))
-
-
-def read(path: str) -> str:
-    """A small file's text."""
-    with open(path) as file:
-        return file.read()
 
 
 def test_a_link_lost_meanwhile() -> None:
