@@ -19,7 +19,7 @@ from hotpair.cluster import record as records
 from hotpair.cluster.record import Record
 from hotpair.replication import clone_io, snapshot
 from hotpair.replication.errors import LinkLost
-from hotpair.replication.limits import SNAPSHOT_LEFTOVERS, SNAPSHOT_S
+from hotpair.replication.limits import SNAPSHOT_LEFTOVERS
 from hotpair.replication.snapshot_helper import private_folder
 
 log = logging.getLogger("hotpair.replication")
@@ -35,7 +35,8 @@ class Making:
     token: str
     record: Record
     process: subprocess.Popen[bytes]
-    until: float
+    limit_s: float
+    until: float  # monotonic, seconds
     done: Callable[[], None] | None  # None: nobody waits for it any more
 
 
@@ -60,8 +61,8 @@ class Snapshots:
 
     # --- before, and after ----------------------------------------------------------------------------------------
 
-    def prepare(self, record: Record, done: Callable[[], None]) -> None:
-        """Have a snapshot of a consistent copy, if there can be one, then call ``done``.
+    def prepare(self, record: Record, limit_s: float, done: Callable[[], None]) -> None:
+        """Have a snapshot of a consistent copy, if there can be one in that time, then call ``done``.
 
         Of an inconsistent copy none is made: what was kept when it became so is the last consistent one, and stays.
         Raises LinkLost when an older one cannot be put away, which would be taken for it.
@@ -79,7 +80,7 @@ class Snapshots:
             return
         token = secrets.token_hex(8)
         process = self._start("make", token, records.encode(record).hex())
-        making = Making(token, record, process, time.monotonic() + SNAPSHOT_S, done)
+        making = Making(token, record, process, limit_s, time.monotonic() + limit_s, done)
         self._making = making
         self._when_ended(process, lambda: self._made(making))
 
@@ -116,7 +117,7 @@ class Snapshots:
         """Go on without a snapshot that takes too long. What its helper still writes is never given a name."""
         making = self._making
         if making is not None and now >= making.until:
-            log.warning("no snapshot of this copy: it takes longer than %g s", SNAPSHOT_S)
+            log.warning("no snapshot of this copy: it takes longer than %g s", making.limit_s)
             done = making.done
             self._abandon(making)
             if done is not None:

@@ -30,6 +30,8 @@ from hotpair.replication.limits import (
     FULL_FLUSHES_AT_ONCE,
     HANDOVER_CLOSE_S,
     PROTOCOL_VERSION,
+    SNAPSHOT_FROZEN_S,
+    SNAPSHOT_S,
     SPIN_S,
     STALL_TIMEOUT_S,
 )
@@ -98,6 +100,7 @@ class TargetProcess:
         self._watched = select.EPOLLIN  # what is waited for on the connection
         self._session: bytes | None = None  # the session in which this copy is in sync
         self._begun = False  # a reintegration, on the present connection
+        self._source_is_alone = False  # it goes on while this copy is prepared; otherwise the VM's writes wait
         self._snapshots = Snapshots(self._root_fd, self._watch, self._unwatch)
         self._offered: bytes | None = None  # the session that the present connection would begin
         self._offered_root = b""  # the identity of its root directory
@@ -243,6 +246,7 @@ class TargetProcess:
             self.target.listing = Listing(self.target)
         self.target.attach(connection, fresh=not resume)
         self._begun = False
+        self._source_is_alone = _is_alone(hello.get("record"))
         self._watched = select.EPOLLIN
         self._heard_at = time.monotonic()
         self._watch(connection.fileno(), self._receive)
@@ -376,7 +380,8 @@ class TargetProcess:
         if self.record is None:
             self._give_up_copy(generation)
         else:
-            self._snapshots.prepare(self.record, lambda: self._give_up_copy(generation))
+            limit_s = SNAPSHOT_S if self._source_is_alone else SNAPSHOT_FROZEN_S
+            self._snapshots.prepare(self.record, limit_s, lambda: self._give_up_copy(generation))
 
     def _give_up_copy(self, generation: bytes) -> None:
         """Before the first byte changes: inconsistent, durably, in the source's generation. Then our log may go."""
@@ -535,3 +540,11 @@ def _record_of_peer(encoded: object) -> Record:
         return records.decode(encoded)
     except (records.RecordDamaged, records.RecordVersion) as error:
         raise ProtocolError(f"the peer's record: {error}") from error
+
+
+def _is_alone(encoded: object) -> bool:
+    """Whether the record in a hello says that the source goes on alone; one that cannot be read says nothing."""
+    try:
+        return _record_of_peer(encoded).solo
+    except ProtocolError:
+        return False

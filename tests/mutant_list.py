@@ -1492,6 +1492,12 @@ SNAPSHOTS = (
         tests=(SNAPSHOT + "test_the_loop_goes_on_and_the_time_is_bounded",),
     ),
     mutant(
+        "the VM's writes wait as long for a snapshot as a source that is alone",
+        "A short wait must not become a fence.",
+        (TARGET_PROCESS, "SNAPSHOT_S if self._source_is_alone else SNAPSHOT_FROZEN_S", "SNAPSHOT_S"),
+        tests=(SNAPSHOT + "test_the_loop_goes_on_and_the_time_is_bounded",),
+    ),
+    mutant(
         "a snapshot may have any size",
         "A limit on everything.",
         (SNAPSHOT_HELPER, "        if count > limit:", "        if False:"),
