@@ -15,5 +15,5 @@ def main() -> int:
 
         print(f"hotpair {__version__}")
         return 0
-    print("usage: hotpair mirror source|target|protect|unprotect --help, hotpair --version", file=sys.stderr)
+    print("usage: hotpair mirror source|target|protect|unprotect|restore --help, hotpair --version", file=sys.stderr)
     return 2

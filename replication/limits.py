@@ -49,6 +49,10 @@ CHUNK_RETRIES = 3  # after so many interrupted reads the loop reads the chunk it
 CHUNKS_IN_WORK = 8
 LISTING_BYTES = 256 << 10  # of entries in one listing frame; a single entry may be larger
 DIRECTORY_BYTES = 512 << 20  # memory for one directory's listing at the target: about 700,000 files
+SNAPSHOT_ENTRIES = 20_000  # cloned in some 3 s; more would only be given up when the time is over
+SNAPSHOT_S = 10.0  # for slow disks and files in many pieces; the reintegration goes on without from then on
+SNAPSHOT_FROZEN_S = 2.0  # the same while the VM's writes wait for it: shorter than any useful fence time
+SNAPSHOT_LEFTOVERS = 64  # folders given to one process to be removed; further ones wait for the next
 
 # --- Clean stop -----------------------------------------------------------------------------------
 CLEAN_STOP_TABLE_S = 60.0  # a stop must end within what an operator, or systemd, waits for

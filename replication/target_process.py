@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -29,6 +30,8 @@ from hotpair.replication.limits import (
     FULL_FLUSHES_AT_ONCE,
     HANDOVER_CLOSE_S,
     PROTOCOL_VERSION,
+    SNAPSHOT_FROZEN_S,
+    SNAPSHOT_S,
     SPIN_S,
     STALL_TIMEOUT_S,
 )
@@ -44,6 +47,7 @@ from hotpair.replication.objects_io import (
     write_identity,
 )
 from hotpair.replication.process_io import boot_id, descriptor_limit, lock_state
+from hotpair.replication.snapshot_io import Snapshots
 from hotpair.replication.spin import Spinner
 from hotpair.replication.target import Target
 from hotpair.replication.transport_io import Connection, TlsFiles
@@ -96,6 +100,8 @@ class TargetProcess:
         self._watched = select.EPOLLIN  # what is waited for on the connection
         self._session: bytes | None = None  # the session in which this copy is in sync
         self._begun = False  # a reintegration, on the present connection
+        self._source_is_alone = False  # it goes on while this copy is prepared; otherwise the VM's writes wait
+        self._snapshots = Snapshots(self._root_fd, self._watch, self._unwatch)
         self._offered: bytes | None = None  # the session that the present connection would begin
         self._offered_root = b""  # the identity of its root directory
         self._flushing_all = 0
@@ -134,6 +140,9 @@ class TargetProcess:
             signal.signal(sig, self._signalled)
         self._watch(self._delivery.fileno(), self._delivered)
         self._watch(self._flushes.fileno(), self._flushed)
+        if not self._inconsistent:
+            self._snapshots.put_away()  # in sync, and killed before it could
+        self._snapshots.tidy()
         self._say("ready")
         poll = self._epoll.poll
         handlers = self._handlers
@@ -159,6 +168,10 @@ class TargetProcess:
     def _watch(self, fd: int, handler: Callable[[], None]) -> None:
         self._handlers[fd] = handler
         self._epoll.register(fd, select.EPOLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        del self._handlers[fd]
+        self._epoll.unregister(fd)
 
     def _watch_connection(self) -> None:
         connection = self.target.connection
@@ -195,12 +208,13 @@ class TargetProcess:
 
     def _tick(self, now: float) -> None:
         target = self.target
+        self._snapshots.tick(now)
         if self._taken_over_at is not None and now - self._taken_over_at > HANDOVER_CLOSE_S:
             self._stop()
             return
         if target.connection is None:
             return
-        if self._flushing_all and now - self._said_busy_at >= BUSY_INTERVAL_S:
+        if (self._flushing_all or self._snapshots.working) and now - self._said_busy_at >= BUSY_INTERVAL_S:
             self._said_busy_at = now
             target.say(Kind.BUSY, BUSY_INTERVAL_S)
         try:
@@ -233,6 +247,7 @@ class TargetProcess:
             self.target.listing = Listing(self.target)
         self.target.attach(connection, fresh=not resume)
         self._begun = False
+        self._source_is_alone = _is_alone(hello.get("record"))
         self._watched = select.EPOLLIN
         self._heard_at = time.monotonic()
         self._watch(connection.fileno(), self._receive)
@@ -311,9 +326,9 @@ class TargetProcess:
 
     def _drop_connection(self) -> None:
         connection = self.target.connection
+        self._snapshots.cancel()
         if connection is not None:
-            del self._handlers[connection.fileno()]
-            self._epoll.unregister(connection.fileno())
+            self._unwatch(connection.fileno())
             self.target.detach()
 
     def _link_lost(self, error: Exception) -> None:
@@ -357,11 +372,20 @@ class TargetProcess:
                 raise ProtocolError(f"the peer sent {Kind(kind).name}, which is not for a target")
 
     def _begin(self, generation: object) -> None:
-        """Before the first byte changes: inconsistent, durably, in the source's generation. Then our log may go."""
+        """A reintegration begins: what this copy is may be kept before it is given up."""
         if type(generation) is not bytes or len(generation) != IDENTITY_SIZE or generation == bytes(IDENTITY_SIZE):
             raise ProtocolError("the peer's generation is none")
-        if self._begun or self._session is not None or self._taken_over_at is not None:
+        begun = self._begun or self._snapshots.working
+        if begun or self._session is not None or self._taken_over_at is not None:
             raise ProtocolError("the peer began a reintegration a second time")
+        if self.record is None:
+            self._give_up_copy(generation)
+        else:
+            limit_s = SNAPSHOT_S if self._source_is_alone else SNAPSHOT_FROZEN_S
+            self._snapshots.prepare(self.record, limit_s, lambda: self._give_up_copy(generation))
+
+    def _give_up_copy(self, generation: bytes) -> None:
+        """Before the first byte changes: inconsistent, durably, in the source's generation. Then our log may go."""
         if self.record is None:
             if self._root_identity != self._offered_root:
                 write_identity(self._root_fd, self._offered_root)
@@ -389,6 +413,7 @@ class TargetProcess:
         self.target.admits_operations = True
         self._say("state REINTEGRATING")
         self.target.say(Kind.INCONSISTENT, generation)
+        self.target.send()
 
     def _take_sync(self, encoded: object) -> None:
         if self.record is None or not self.record.inconsistent or not self._begun:
@@ -405,6 +430,7 @@ class TargetProcess:
         self.reason = ""
         self._say("state SECOND")
         self.target.say(Kind.TAKEN, encoded)
+        self._snapshots.drop()
 
     def _take_over(self, encoded: object) -> None:
         """The source hands the module over: make this copy the primary, durably, then say so."""
@@ -441,6 +467,9 @@ class TargetProcess:
         self.target.say(Kind.APPLIED, self.target.applied)
         self.target.say(Kind.FAILED, sequence, error.errno or 0, text, outdated or self._inconsistent)
         self._try_to_send()
+        if self._inconsistent and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            log.warning("no room: a snapshot of the last consistent copy, if there is one, is given up for it")
+            self._snapshots.drop()
 
     @property
     def _inconsistent(self) -> bool:
@@ -512,3 +541,11 @@ def _record_of_peer(encoded: object) -> Record:
         return records.decode(encoded)
     except (records.RecordDamaged, records.RecordVersion) as error:
         raise ProtocolError(f"the peer's record: {error}") from error
+
+
+def _is_alone(encoded: object) -> bool:
+    """Whether the record in a hello says that the source goes on alone; one that cannot be read says nothing."""
+    try:
+        return _record_of_peer(encoded).solo
+    except ProtocolError:
+        return False

@@ -18,6 +18,7 @@ RECORD = "tests/test_record.py::"
 LYING = "tests/test_lying_target.py::"
 LAYOUT = "tests/test_layout_io.py::"
 POSIX = "tests/test_posix_difference.py::"
+SNAPSHOT = "tests/test_snapshot.py::"
 COPIES_TESTS, CLEAN_STOP = "tests/test_copies.py::", "tests/test_clean_stop.py::"
 
 SOURCE, SOURCE_PROCESS = "replication/source.py", "replication/source_process.py"
@@ -33,6 +34,12 @@ TAP_SET_ID = "replication/tap_set_id.py"
 MARKS, MARKS_IO, ACTIVE = "replication/dirty_log.py", "replication/dirty_log_io.py", "replication/activity.py"
 LAYOUT_PURE, LAYOUT_IO, MOUNTS = "replication/layout.py", "replication/layout_io.py", "replication/mounts_io.py"
 OWN_ATTRIBUTES, COPY_IDENTITY = "replication/own_attributes_io.py", "replication/copy_identity_io.py"
+SNAPSHOT_PURE, SNAPSHOT_IO = "replication/snapshot.py", "replication/snapshot_io.py"
+SNAPSHOT_HELPER, CLONE, RESTORE = (
+    "replication/snapshot_helper.py",
+    "replication/clone_io.py",
+    "replication/restore_io.py",
+)
 TABLE, TABLE_IO = "replication/clean_stop.py", "replication/clean_stop_io.py"
 OBJECTS, FRAMES, DURABLE = "replication/objects_io.py", "replication/frames.py", "cluster/record.py"
 
@@ -1437,7 +1444,114 @@ COPIES = (
     ),
 )
 
+SNAPSHOTS = (
+    mutant(
+        "a half-copied tree takes the place of the snapshot",
+        "A reintegration that begins again keeps the first snapshot, the last consistent copy.",
+        (SNAPSHOT_IO, "        if record.inconsistent:\n", "        if False:\n"),
+        tests=(SNAPSHOT + "test_the_first_one_is_kept",),
+    ),
+    mutant(
+        "a snapshot is kept for ever",
+        "It is removed when the target is in sync.",
+        (TARGET_PROCESS, "Kind.TAKEN, encoded)\n        self._snapshots.drop()\n", "Kind.TAKEN, encoded)\n"),
+        tests=(SNAPSHOT + "test_removed_when_in_sync",),
+    ),
+    mutant(
+        "a snapshot left by a crash is kept",
+        "In sync, and killed before it could remove it.",
+        (TARGET_PROCESS, "            self._snapshots.put_away()  #", "            pass  #"),
+        tests=(SNAPSHOT + "test_left_by_a_crash_after_sync",),
+    ),
+    mutant(
+        "a source keeps a snapshot",
+        "It would be taken for a later one.",
+        (OWN_COPY, "        forget_snapshots(self.root_fd)\n", ""),
+        tests=(SNAPSHOT + "test_left_by_a_crash_after_sync",),
+    ),
+    mutant(
+        "inconsistent before the snapshot is made",
+        "The snapshot is complete and durable before the first byte changes.",
+        (
+            SNAPSHOT_IO,
+            "        token = secrets.token_hex(8)\n",
+            "        token = secrets.token_hex(8)\n        done()\n",
+        ),
+        tests=(SNAPSHOT + "test_the_loop_goes_on_and_the_time_is_bounded",),
+    ),
+    mutant(
+        "the target is silent while a snapshot is made",
+        "It says that it is busy.",
+        (TARGET_PROCESS, "(self._flushing_all or self._snapshots.working)", "self._flushing_all"),
+        tests=(SNAPSHOT + "test_the_loop_goes_on_and_the_time_is_bounded",),
+    ),
+    mutant(
+        "a snapshot may take any time",
+        "The VM's writes may wait for it.",
+        (SNAPSHOT_IO, "making is not None and now >= making.until", "making is not None and False"),
+        tests=(SNAPSHOT + "test_the_loop_goes_on_and_the_time_is_bounded",),
+    ),
+    mutant(
+        "the VM's writes wait as long for a snapshot as a source that is alone",
+        "A short wait must not become a fence.",
+        (TARGET_PROCESS, "SNAPSHOT_S if self._source_is_alone else SNAPSHOT_FROZEN_S", "SNAPSHOT_S"),
+        tests=(SNAPSHOT + "test_the_loop_goes_on_and_the_time_is_bounded",),
+    ),
+    mutant(
+        "a snapshot may have any size",
+        "A limit on everything.",
+        (SNAPSHOT_HELPER, "        if count > limit:", "        if False:"),
+        tests=(SNAPSHOT + "test_bounds_of_the_helper", SNAPSHOT + "test_more_entries_than_the_limit"),
+    ),
+    mutant(
+        "a snapshot keeps the copy from being in sync",
+        "Where the disk is too small for both, the snapshot is given up.",
+        (TARGET_PROCESS, "        if self._inconsistent and error.errno in", "        if False and error.errno in"),
+        tests=(SNAPSHOT + "test_given_up_when_there_is_no_room_for_both",),
+    ),
+    mutant(
+        "a restored copy is not outdated",
+        "It could be granted a take-over over what the lost server acknowledged.",
+        (SNAPSHOT_PURE, "records.mark_outdated(", "("),
+        tests=(SNAPSHOT + "test_the_restored_record", SNAPSHOT + "test_source_lost_for_ever_in_the_middle"),
+    ),
+    mutant(
+        "a restored copy has nothing to compare",
+        "The peer has taken from its log what it had copied before the restore.",
+        (RESTORE, "            is_everything=True,\n", ""),
+        tests=(SNAPSHOT + "test_source_lost_for_ever_in_the_middle",),
+    ),
+    mutant(
+        "the snapshot goes before the record",
+        "Until the record is stored the snapshot is whole.",
+        (
+            RESTORE,
+            "            record = self._remember(",
+            "            snapshot_io.put_away(private_fd)\n            record = self._remember(",
+        ),
+        tests=(SNAPSHOT + "test_restore_interrupted_at_every_step",),
+    ),
+    mutant(
+        "the surplus of the half-copied tree stays",
+        "The copy is exactly what it was.",
+        (RESTORE, '            self._move(root_fd, old_fd, "take away", PRIVATE_NAME)\n', ""),
+        tests=(SNAPSHOT + "test_source_lost_for_ever_in_the_middle",),
+    ),
+    mutant(
+        "a restored file has no identity",
+        "The same name with another id is another file.",
+        (CLONE, "            own_attributes_io.write(clone, self._to_be, identity)\n", "            pass\n"),
+        tests=(SNAPSHOT + "test_source_lost_for_ever_in_the_middle",),
+    ),
+    mutant(
+        "hard links become files of their own",
+        "Which names are one file is part of the copy.",
+        (CLONE, "        if several and status.st_ino in self._linked:", "        if False:"),
+        tests=(SNAPSHOT + "test_source_lost_for_ever_in_the_middle",),
+    ),
+)
+
 MUTANTS = (
     *ACKNOWLEDGEMENTS, *MARKING, *FLUSHES, *STREAMING, *DECISIONS, *REINTEGRATING, *OBJECTS_AND_ERRORS, *DIRTY_LOG,
-    *FAIL_CLOSED, *COPIES,
+    *FAIL_CLOSED, *COPIES, *SNAPSHOTS,
 )  # fmt: skip
