@@ -42,6 +42,9 @@ HOT_EXTENTS = 16384  # after a crash at most this many extents are copied again
 CHUNK = 256 << 10
 CHUNK_RETRIES = 3  # after so many interrupted reads the loop reads the chunk itself
 CHUNKS_IN_WORK = 8
+# What was copied in so long is copied again after an interruption, at most; each time both file systems are flushed,
+# which those who flush on the mount wait for
+COPIED_FLUSH_INTERVAL_S = 2.0
 LISTING_BYTES = 256 << 10  # of entries in one listing frame; a single entry may be larger
 DIRECTORY_BYTES = 512 << 20  # memory for one directory's listing at the target: about 700,000 files
 
