@@ -478,10 +478,12 @@ class Reintegration:
         self._finished()
 
     def progress(self) -> dict[str, Any]:
-        """Bytes done and left, bytes per second since the beginning, seconds left at that rate."""
+        """Bytes done and left, bytes per second since the beginning, seconds left at that rate; whether everything is
+        compared, or only what the logs name is copied."""
         elapsed = max(1e-3, time.monotonic() - self._started_at)
         rate = self.bytes_done / elapsed
         return {
+            "full": self._full,
             "bytes_done": self.bytes_done,
             "bytes_left": self.bytes_left,
             "bytes_sent": self.bytes_sent,
