@@ -15,6 +15,7 @@ from hotpair.replication import linux_io, own_attributes_io, tree_io
 from hotpair.replication.errors import ProtocolError
 from hotpair.replication.frames import Kind
 from hotpair.replication.limits import DIRECTORY_BYTES
+from hotpair.replication.moved_files import MovedFiles
 from hotpair.replication.objects_io import (
     IDENTITY_SIZE,
     O_PATH_FLAGS,
@@ -43,6 +44,7 @@ class Listing:
         self._size = 0  # bytes of memory that they take, about
         self._trash_fd = tree_io.private_directory(target.root_fd, TRASH)
         self._old_trash_fd = tree_io.private_directory(target.root_fd, OLD_TRASH)  # nothing comes back from there
+        self._moved = MovedFiles(target.root_fd)
         self._unfinished: set[bytes] = set()  # handles of files that were not complete here
         self._complete: list[bytes] = []  # handles of those whose content has come since the last flush
         self._flushing: dict[int, list[bytes]] = {}  # the same, by the flush of everything that is under way
@@ -176,8 +178,19 @@ class Listing:
             return
         except FileNotFoundError:
             pass
+        if stat.S_ISREG(what.mode) and self._link_moved(fd, name, identity):
+            return
         path_fd = tree_io.make(fd, name, identity, what, own_attributes_io.WHOLE if stat.S_ISREG(what.mode) else b"")
         target.register(path_fd, identity)
+
+    def _link_moved(self, fd: int, name: bytes, identity: bytes) -> bool:
+        """Give a file that stands where the source had it before its new name; the old one goes with its listing."""
+        path_fd = self._moved.open(identity)
+        if path_fd is None:
+            return False
+        linux_io.linkat_empty(path_fd, fd, name)
+        self._target.register(path_fd, identity)
+        return True
 
     def _move_here(self, directory_fd: int, identity: bytes, fd: int, name: bytes) -> None:
         """Move a directory that we hold from wherever it is. Its path is the kernel's word (proc(5), fd)."""
@@ -239,6 +252,7 @@ class Listing:
         """A flush of everything begins. With it the source may forget what it has copied until now, into the objects
         that stand in the tree: one that lies in the trash may lack it, and must not come back."""
         self._flushing[sequence], self._complete = self._complete, []
+        self._moved.forget()
         if not os.listdir(self._trash_fd):
             return
         private_fd = os.open(b"..", O_PATH_FLAGS, dir_fd=self._trash_fd)

@@ -255,3 +255,43 @@ def test_what_lies_in_the_trash_since_before_a_flush_does_not_come_back(pair: Pa
     stream.begin()
     finish(pair)
     assert os.listdir(f"{stream.target_dir}/.hotpair/old-trash") == []
+
+
+# --- objects that stand elsewhere -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["f", "D/f"])
+def test_moved_file_is_not_copied_whichever_directory_is_listed_first(pair: Pair, name: str) -> None:
+    stream, _ = pair
+    parts = ["A/", "A/D/", f"A/{name}", "B/", "B/E/", "B/E/g"]
+    fill(pair, *parts, content=os.urandom(5000))
+    stream.synchronise(full=True)
+    stream.go_alone()
+    os.rename(f"{stream.source_dir}/A/{name}", f"{stream.source_dir}/B/f")
+    os.rename(f"{stream.source_dir}/B/E/g", f"{stream.source_dir}/A/D/g")
+    stream.begin()
+    reintegrated = stream.source.reintegration
+    finish(pair)
+    assert reintegrated.bytes_sent == 0
+
+
+def test_two_objects_of_one_identity(pair: Pair) -> None:
+    """The one that the stream knows is right: here it was made while the other's directory had not been listed yet."""
+    stream, vm = pair
+    fill(pair, "A/", "A/f", "B/", content=b"old" * 1000)
+    stream.synchronise(full=True)
+    stream.go_alone()
+    settle(pair, vm.write(vm.open(b"A/f"), 0, b"new" * 1000))
+    stream.begin()
+    finish(pair)
+    identity = os.getxattr(f"{stream.source_dir}/A/f", "trusted.hotpair.id")
+    with open(f"{stream.target_dir}/A/other", "wb") as file:  # as if it had been made by another listing
+        file.write(b"old" * 1000)
+    os.setxattr(f"{stream.target_dir}/A/other", "trusted.hotpair.id", identity)
+    os.rename(f"{stream.target_dir}/A/f", f"{stream.target_dir}/B/f")
+    os.rename(f"{stream.target_dir}/A/other", f"{stream.target_dir}/A/f")
+    stream.go_alone()
+    stream.begin()
+    fd = os.open(f"{stream.target_dir}/B/f", os.O_PATH)
+    stream.target.register(fd, identity)
+    finish(pair)
