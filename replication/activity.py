@@ -90,6 +90,11 @@ class ActivityLog:
         file = self._durable.files.get(identity)
         return file.runs() if file is not None else []
 
+    def metadata_marks(self, identities: Iterable[bytes]) -> list[Metadata]:
+        """The durable marks that there are for the metadata of these."""
+        marked = self._durable.metadata
+        return [Metadata(identity) for identity in identities if identity in marked]
+
     def release(self, identity: bytes) -> None:
         """No open file uses what `marks_of` returned any more."""
         self._open.discard(identity)

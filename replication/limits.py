@@ -46,7 +46,9 @@ CHUNKS_IN_WORK = 8
 # which those who flush on the mount wait for
 COPIED_FLUSH_INTERVAL_S = 2.0
 LISTING_BYTES = 256 << 10  # of entries in one listing frame; a single entry may be larger
-MOVED_OBJECTS = 5_000  # looked at to find a moved file, while the VM's writes wait: 0.1 s; in a larger tree it is copied
+MOVED_OBJECTS = (
+    5_000  # looked at to find a moved file, while the VM's writes wait: 0.1 s; in a larger tree it is copied
+)
 DIRECTORY_BYTES = 512 << 20  # memory for one directory's listing at the target: about 700,000 files
 
 # --- Clean stop -----------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ class Listing:
         self._old_trash_fd = tree_io.private_directory(target.root_fd, OLD_TRASH)  # nothing comes back from there
         self._moved = MovedFiles(target.root_fd)
         self._unfinished: set[bytes] = set()  # handles of files that were not complete here
-        self._complete: list[bytes] = []  # handles of those whose content has come since the last flush
-        self._flushing: dict[int, list[bytes]] = {}  # the same, by the flush of everything that is under way
+        self._complete: set[bytes] = set()  # handles of those whose content has come since the last flush
+        self._flushing: dict[int, set[bytes]] = {}  # the same, by the flush of everything that is under way
 
     def close(self) -> None:
         """The session is over."""
@@ -246,12 +246,12 @@ class Listing:
 
     def complete(self, item: Replica) -> None:
         """All content of a file has been applied."""
-        self._complete.append(item.handle)
+        self._complete.add(item.handle)
 
     def before_flush(self, sequence: int) -> None:
         """A flush of everything begins. With it the source may forget what it has copied until now, into the objects
         that stand in the tree: one that lies in the trash may lack it, and must not come back."""
-        self._flushing[sequence], self._complete = self._complete, []
+        self._flushing[sequence], self._complete = self._complete, set()
         self._moved.forget()
         if not os.listdir(self._trash_fd):
             return

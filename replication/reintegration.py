@@ -243,7 +243,7 @@ class Reintegration:
         """What the listing has told the target needs no mark, once it is flushed."""
         assert directory.began is not None
         marks: list[Mark] = [Names(directory.identity), Metadata(directory.identity)]
-        marks += [Metadata(entry[1]) for entry in directory.entries]
+        marks += self._activity.metadata_marks(entry[1] for entry in directory.entries)
         self.copied.has(directory.began, marks)
 
     def _needs_content(self, identity: bytes) -> bool:

@@ -84,7 +84,7 @@ def flush_of_half(pair: Pair) -> None:
     copied = stream.source.reintegration.copied
     copied.interval_s = float("inf")
     until(stream, lambda: bool(stream.source.reintegration.bytes_done >= SIZE // 2))
-    assert 0 < stream.source.reintegration.bytes_left
+    assert stream.source.reintegration.bytes_left > 0
     copied.flush()
 
 
@@ -133,6 +133,35 @@ def test_marks_stay_when_the_link_is_lost_before_the_answer(pair: Pair) -> None:
     assert logged(stream) == [(0, EXTENTS - 1)]
     stream.begin()
     finish(pair)
+
+
+def test_half_copied_extent_keeps_its_mark() -> None:
+    """An extent of several chunks, at each moment: what has left the log is on the target, all of it."""
+    for position in range(0, 200, 3):
+        with StreamPair() as stream:
+            pair = stream, Vm(stream)
+            stream.source.shift = (4 * CHUNK).bit_length() - 1
+            settle(pair, pair[1].create(b"f"))
+            stream.synchronise()
+            stream.go_alone()
+            file = pair[1].open(b"f")
+            settle(pair, *(pair[1].write(file, start, os.urandom(EXTENT)) for start in range(0, 8 * CHUNK, EXTENT)))
+            stream.begin()
+            for number in range(position):
+                small_step(stream, number)
+            if stream.source.mode is not PRIM:
+                stream.source.reintegration.copied.flush()
+            for _ in range(3):
+                stream.turn()
+                stream.deliver()
+                stream.deliver_back()
+                stream.flushed()
+            stream.cut()
+            stream.kill_target()
+            if stream.source.mode is FROZEN:
+                stream.source.go_alone()
+            stream.begin()
+            finish(pair)
 
 
 CHANGES: dict[str, Callable[[Vm], Request]] = {
@@ -224,7 +253,7 @@ def test_new_file_counts_as_complete_when_it_is_flushed(pair: Pair, flushed: boo
     stream.begin(full=True)
     copied = stream.source.reintegration.copied
     copied.interval_s = float("inf")
-    until(stream, lambda: stream.target.listing._complete != [])
+    until(stream, lambda: bool(stream.target.listing._complete))
     assert stream.source.reintegration.bytes_left > 10 * CHUNK
     if flushed:
         copied.flush()
