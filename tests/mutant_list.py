@@ -1006,7 +1006,7 @@ CONTINUING = (
         "a mark leaves before this copy is flushed",
         "The target's flush alone makes marks leave.",
         (
-            FLUSHES,
+            "replication/source_flushes.py",
             "        self.sync_file_system(root_fd, lambda error: self._local_done(wait, error))",
             "        self._local_done(wait, 0)",
         ),
