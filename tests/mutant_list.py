@@ -1016,7 +1016,7 @@ CONTINUING = (
         "a mark leaves although its extent was changed after it was copied",
         "What was accepted between the copy and the flush is not looked at.",
         (COPIED, "self._activity.part(began, marks)", "self._activity.select(marks)"),
-        tests=(COPIED_TESTS + "test_change_at_each_step_of_a_reintegration_keeps_its_mark",),
+        tests=(COPIED_TESTS + "test_mark_stays_when_its_extent_is_written_between_its_copy_and_the_flush",),
     ),
     mutant(
         "a mark leaves although its extent was changed while the copies flush",

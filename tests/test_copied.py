@@ -12,7 +12,7 @@ from hotpair.replication.frames import Kind
 from hotpair.replication.limits import CHUNK
 from hotpair.replication.modes import FROZEN, PRIM
 from tests.stream_pair import EXTENT, StreamPair
-from tests.stream_vm import Pair, Request, Vm, fill, finish, settle, small_step
+from tests.stream_vm import Pair, Request, Vm, fill, finish, settle, small_step, until_chunk_is_asked
 
 EXTENTS = 16  # of the file: four chunks
 SIZE = EXTENTS * EXTENT
@@ -162,6 +162,22 @@ def test_half_copied_extent_keeps_its_mark() -> None:
                 stream.source.go_alone()
             stream.begin()
             finish(pair)
+
+
+def test_mark_stays_when_its_extent_is_written_between_its_copy_and_the_flush(pair: Pair) -> None:
+    """Although this write reaches the target before the flush: nobody looks at that."""
+    stream, vm = pair
+    with_a_file_to_copy(pair)
+    until_chunk_is_asked(stream)
+    while stream.helper.perform():
+        pass
+    while stream.helper.answers:
+        stream.answer()
+    request = vm.write(vm.open(b"f"), 0, b"between")
+    settle(pair, request)
+    finish(pair)
+    settle_log(stream)
+    assert logged(stream) == [(0, 0)]
 
 
 CHANGES: dict[str, Callable[[Vm], Request]] = {
