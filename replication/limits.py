@@ -47,7 +47,13 @@ HOT_EXTENTS = (
 CHUNK = 256 << 10
 CHUNK_RETRIES = 3  # after so many interrupted reads the loop reads the chunk itself
 CHUNKS_IN_WORK = 8
+# What was copied in so long is copied again after an interruption, at most; each time both file systems are flushed,
+# which those who flush on the mount wait for
+COPIED_FLUSH_INTERVAL_S = 2.0
 LISTING_BYTES = 256 << 10  # of entries in one listing frame; a single entry may be larger
+MOVED_OBJECTS = (
+    5_000  # looked at to find a moved file, while the VM's writes wait: 0.1 s; in a larger tree it is copied
+)
 DIRECTORY_BYTES = 512 << 20  # memory for one directory's listing at the target: about 700,000 files
 SNAPSHOT_ENTRIES = 20_000  # cloned in some 3 s; more would only be given up when the time is over
 SNAPSHOT_S = 10.0  # for slow disks and files in many pieces; the reintegration goes on without from then on

@@ -500,6 +500,7 @@ class TargetProcess:
             self._failed(sequence, OSError(code, os.strerror(code)))
             self._link_lost(TargetFailed(f"flushing: {os.strerror(code)}"))
             return
+        self.target.listing.flushed(sequence)
         self.target.say(Kind.FLUSHED, sequence)
         self._try_to_send()
 

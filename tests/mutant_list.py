@@ -12,6 +12,7 @@ from tests.mutants import Mutant
 CONTRACT = "tests/test_contract.py::"
 STREAM = "tests/test_stream_pair.py::"
 WALK = "tests/test_stream_walk.py::"
+COPIED_TESTS, INTERRUPTED = "tests/test_copied.py::", "tests/test_interrupted.py::"
 LOG = "tests/test_dirty_log.py::"
 ACTIVITY = "tests/test_activity.py::"
 RECORD = "tests/test_record.py::"
@@ -28,6 +29,7 @@ VERDICTS = "replication/source_verdicts.py"
 TARGET, TARGET_PROCESS = "replication/target.py", "replication/target_process.py"
 OPERATIONS = "replication/target_operations.py"
 LISTING, REINTEGRATION = "replication/listing.py", "replication/reintegration.py"
+COPIED = "replication/copied.py"
 TAP, TAP_FILES, TAP_NAMES = "replication/tap_fuse.py", "replication/tap_files.py", "replication/tap_names.py"
 TAP_DIRECTORIES, TAP_ATTRIBUTES = "replication/tap_directories.py", "replication/tap_attributes.py"
 TAP_SET_ID = "replication/tap_set_id.py"
@@ -159,8 +161,8 @@ ACKNOWLEDGEMENTS = (
         "A read does not see a write that was sent and not yet applied here.",
         (
             TAP_FILES,
-            "node = self._nodes.handles[number].node\n        if self._source.has_local_writes:\n            self._source.apply_local()\n        data = ",
-            "node = self._nodes.handles[number].node\n        data = ",
+            "node = self._nodes.handles[number].node\n        if self._source.has_local_writes:\n            self._source.apply_local()\n        if node.cold",
+            "node = self._nodes.handles[number].node\n        if node.cold",
         ),
         tests=(CONTRACT + "test_read_sees_the_write_that_was_sent_and_not_yet_applied",),
     ),
@@ -943,7 +945,8 @@ REINTEGRATING = (
     mutant(
         "hard links are split",
         "A further name of a file becomes a file of its own on the target.",
-        (LISTING, "        if present and links > 1 and self._is_another(fd, name, identity):", "        if False:"),
+        (LISTING, "        if present and self._is_another(fd, name, identity):", "        if False:"),
+        (LISTING, "and self._link_moved(fd, name, identity):", "and False:"),
         (
             LISTING,
             "        known = target.objects.get(identity)\n        if known is not None:\n            try:\n                if known.kind",
@@ -989,6 +992,94 @@ REINTEGRATING = (
             "        self._opened.add(job)\n",
         ),
         tests=(CONTRACT + "test_what_came_after_the_flush_is_flushed_again",),
+    ),
+)
+
+CONTINUING = (
+    mutant(
+        "a mark leaves before the target has flushed",
+        "What has been copied leaves the log when it has been sent.",
+        (
+            COPIED,
+            "flush_everything(self._root_fd, flushed)",
+            "flush_everything(self._root_fd, flushed)\n        flushed(0)",
+        ),
+        tests=(
+            COPIED_TESTS + "test_what_both_have_flushed_leaves_the_log_while_the_rest_is_copied",
+            COPIED_TESTS + "test_marks_stay_when_the_link_is_lost_before_the_answer",
+        ),
+    ),
+    mutant(
+        "a mark leaves before this copy is flushed",
+        "The target's flush alone makes marks leave.",
+        (
+            "replication/source_flushes.py",
+            "        self.sync_file_system(root_fd, lambda error: self._local_done(wait, error))",
+            "        self._local_done(wait, 0)",
+        ),
+        tests=(COPIED_TESTS + "test_marks_stay_until_our_own_copy_is_flushed",),
+    ),
+    mutant(
+        "a mark leaves although its extent was changed after it was copied",
+        "What was accepted between the copy and the flush is not looked at.",
+        (COPIED, "self._activity.part(began, marks)", "self._activity.select(marks)"),
+        tests=(COPIED_TESTS + "test_mark_stays_when_its_extent_is_written_between_its_copy_and_the_flush",),
+    ),
+    mutant(
+        "a mark leaves although its extent was changed while the copies flush",
+        "What was accepted since the flush began is not looked at.",
+        (
+            ACTIVE,
+            "            if file.extents.get(extent, self.tick) <= selection.tick and not",
+            "            if extent in file.extents and not",
+        ),
+        tests=(COPIED_TESTS + "test_change_at_each_step_of_a_reintegration_keeps_its_mark",),
+    ),
+    mutant(
+        "the mark of an extent leaves that is half copied",
+        "Of a file that is being copied one extent too many is taken for copied.",
+        (REINTEGRATION, "(read_until >> self._source.shift) - 1)", "read_until >> self._source.shift)"),
+        tests=(COPIED_TESTS + "test_half_copied_extent_keeps_its_mark",),
+    ),
+    mutant(
+        "copied marks stay",
+        "Nothing leaves the log while a reintegration runs.",
+        (REINTEGRATION, "        self.copied.step(time.monotonic())\n", ""),
+        tests=(INTERRUPTED + "test_link_cut_at_half",),
+    ),
+    mutant(
+        "a new file counts as complete before it is flushed",
+        "An interruption by a power cut leaves a file that counts as complete, and is not.",
+        (LISTING, "        self._complete.add(item.handle)", "        self._is_complete(item.handle)"),
+        tests=(COPIED_TESTS + "test_new_file_counts_as_complete_when_it_is_flushed[False]",),
+    ),
+    mutant(
+        "what a flush has overtaken comes back from the trash",
+        "An object comes back that lacks what was copied into the one that took its place.",
+        (LISTING, "        if not os.listdir(self._trash_fd):\n            return\n", "        return\n"),
+        tests=(COPIED_TESTS + "test_what_lies_in_the_trash_since_before_a_flush_does_not_come_back",),
+    ),
+    mutant(
+        "one of two objects of one identity is taken blindly",
+        "What stands under a name is kept although live changes go to another object of that identity.",
+        (LISTING, "        if present and self._is_another", "        if present and links > 1 and self._is_another"),
+        tests=(COPIED_TESTS + "test_two_objects_of_one_identity",),
+    ),
+    mutant(
+        "a moved file is copied whole",
+        "A file whose new directory is listed first is made anew.",
+        (LISTING, "and self._link_moved(fd, name, identity):", "and False:"),
+        tests=(COPIED_TESTS + "test_moved_file_is_not_copied_whichever_directory_is_listed_first",),
+    ),
+    mutant(
+        "a former source that takes over again compares everything",
+        "The log that it gave up as a target is missed.",
+        (
+            DURABLE,
+            "        outdated=False,\n        boot=record.boot if boot is None else boot,\n        log_counter=0,\n",
+            "        outdated=False,\n        boot=record.boot if boot is None else boot,\n",
+        ),
+        tests=(INTERRUPTED + "test_take_over_and_back_copies_the_union_of_both_logs[target stopped]",),
     ),
 )
 
@@ -1552,6 +1643,6 @@ SNAPSHOTS = (
 )
 
 MUTANTS = (
-    *ACKNOWLEDGEMENTS, *MARKING, *FLUSHES, *STREAMING, *DECISIONS, *REINTEGRATING, *OBJECTS_AND_ERRORS, *DIRTY_LOG,
-    *FAIL_CLOSED, *COPIES, *SNAPSHOTS,
+    *ACKNOWLEDGEMENTS, *MARKING, *FLUSHES, *STREAMING, *DECISIONS, *REINTEGRATING, *CONTINUING, *OBJECTS_AND_ERRORS,
+    *DIRTY_LOG, *FAIL_CLOSED, *COPIES, *SNAPSHOTS,
 )  # fmt: skip

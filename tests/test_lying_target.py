@@ -153,6 +153,7 @@ class Session:
             (Kind.DESCRIBE, [self.file, status]),
             (Kind.CHECK_OBJECTS, [self.folder, [[b"file", self.file, status, 0, True]]]),
             (Kind.CHECK_NAMES, [self.folder, 0]),
+            (Kind.COMPLETE, [self.file]),
         ]
 
 
