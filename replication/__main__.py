@@ -35,7 +35,8 @@ from hotpair.replication.protect_io import protect, unprotect
 from hotpair.replication.restore_io import Restore
 from hotpair.replication.source_process import SourceProcess
 from hotpair.replication.source_start import SourceOptions
-from hotpair.replication.target_process import TargetOptions, TargetProcess
+from hotpair.replication.target_process import TargetProcess
+from hotpair.replication.target_start import TargetOptions
 from hotpair.replication.transport_io import TlsFiles, parse_address
 
 LAYOUT_COMMANDS = {"protect": protect, "unprotect": unprotect}

@@ -27,6 +27,8 @@ FLUSHES, COMMITS = "replication/source_flushes.py", "replication/source_marks.py
 OWN_COPY, SESSION = "replication/source_copy.py", "replication/source_session.py"
 VERDICTS = "replication/source_verdicts.py"
 TARGET, TARGET_PROCESS = "replication/target.py", "replication/target_process.py"
+TARGET_COPY, TARGET_SESSION = "replication/target_copy.py", "replication/target_session.py"
+TARGET_GREETING = "replication/target_greeting.py"
 OPERATIONS = "replication/target_operations.py"
 LISTING, REINTEGRATION = "replication/listing.py", "replication/reintegration.py"
 COPIED = "replication/copied.py"
@@ -161,8 +163,8 @@ ACKNOWLEDGEMENTS = (
         "A read does not see a write that was sent and not yet applied here.",
         (
             TAP_FILES,
-            "node = self._nodes.handles[number].node\n        if self._source.has_local_writes:\n            self._source.apply_local()\n        if node.cold",
-            "node = self._nodes.handles[number].node\n        if node.cold",
+            "        if self._source.has_local_writes:\n            self._source.apply_local()\n        if node.cold and ",
+            "        if node.cold and ",
         ),
         tests=(CONTRACT + "test_read_sees_the_write_that_was_sent_and_not_yet_applied",),
     ),
@@ -381,8 +383,8 @@ FLUSHES = (
         "target skips the flush of everything",
         "The target says flushed without flushing its file system.",
         (
-            TARGET_PROCESS,
-            "            try:\n                linux_io.syncfs(self._root_fd)\n            except OSError as error:\n                code =",
+            TARGET_SESSION,
+            "            try:\n                linux_io.syncfs(self._copy.root_fd)\n            except OSError as error:\n                code =",
             "            try:\n                pass\n            except OSError as error:\n                code =",
         ),
         tests=(CONTRACT + "test_targets_flush_reaches_the_disk",),
@@ -577,14 +579,14 @@ STREAMING = (
         "old connection is served after a new hello",
         "The target applies what an old session still has in its socket.",
         (
-            TARGET_PROCESS,
-            "        if self.target.connection is not None:\n            self._drop_connection()\n        self._offered = ",
-            "        old = self.target.connection\n        self.target.connection = None\n        self._offered = ",
+            TARGET_SESSION,
+            "        if self._target.connection is not None:\n            self.drop_connection()\n        self._offered = ",
+            "        old = self._target.connection\n        self._target.connection = None\n        self._offered = ",
         ),
         (
-            TARGET_PROCESS,
-            "        self._watch(connection.fileno(), self._receive)\n",
-            "        self._watch(connection.fileno(), self._receive)\n        if old is not None:\n            self.target.connection = old\n",
+            TARGET_SESSION,
+            "        self._loop.watch(connection.fileno(), self._receive)\n",
+            "        self._loop.watch(connection.fileno(), self._receive)\n        if old is not None:\n            self._target.connection = old\n",
         ),
         tests=(CONTRACT + "test_old_sessions_connection_changes_nothing_after_the_new_hello",),
     ),
@@ -592,8 +594,8 @@ STREAMING = (
         "any session is resumed",
         "The target resumes whatever session the source names.",
         (
-            TARGET_PROCESS,
-            'resume = self._session is not None and hello.get("session") == self._session',
+            TARGET_SESSION,
+            'resume = self.identity is not None and hello.get("session") == self.identity',
             'resume = hello.get("session") is not None',
         ),
         tests=(CONTRACT + "test_target_resumes_only_its_own_session",),
@@ -602,9 +604,9 @@ STREAMING = (
         "session is resumed without being named",
         "A target in sync resumes with a source that does not know its session.",
         (
-            TARGET_PROCESS,
-            'resume = self._session is not None and hello.get("session") == self._session',
-            "resume = self._session is not None",
+            TARGET_SESSION,
+            'resume = self.identity is not None and hello.get("session") == self.identity',
+            "resume = self.identity is not None",
         ),
         tests=(CONTRACT + "test_target_resumes_only_its_own_session",),
     ),
@@ -612,8 +614,8 @@ STREAMING = (
         "session outlives a failed operation",
         "A target that failed an operation resumes the session as if it were in sync.",
         (
-            TARGET_PROCESS,
-            "        if isinstance(error, ProtocolError | TargetFailed):\n            self._session = None\n",
+            TARGET_SESSION,
+            "        if isinstance(error, ProtocolError | TargetFailed):\n            self.identity = None\n",
             "",
         ),
         tests=(CONTRACT + "test_target_that_failed_is_outdated_on_disk_before_it_says_so",),
@@ -668,7 +670,7 @@ DECISIONS = (
         "target does not tell its identity",
         "A target starts on another directory although its record knows the right one.",
         (
-            TARGET_PROCESS,
+            TARGET_COPY,
             "layout_io.open_data(options.directory, self.record.root if self.record is not None else None)",
             "layout_io.open_data(options.directory, None)",
         ),
@@ -677,21 +679,21 @@ DECISIONS = (
     mutant(
         "target serves another module",
         "The target lets another module's source overwrite its copy.",
-        (TARGET_PROCESS, '        elif hello["root"] != self.record.root:\n', "        elif False:\n"),
+        (TARGET_GREETING, '    elif hello["root"] != own_copy.record.root:\n', "    elif False:\n"),
         tests=(CONTRACT + "test_target_refuses_whom_it_cannot_serve",),
     ),
     mutant(
         "foreign files are overwritten",
         "A target whose directory holds something that was never a copy takes part.",
-        (TARGET_PROCESS, "            if entries and not self.options.overwrite:\n", "            if False:\n"),
+        (TARGET_GREETING, "        if entries and not options.overwrite:\n", "        if False:\n"),
         tests=(CONTRACT + "test_target_keeps_what_was_never_a_copy",),
     ),
     mutant(
         "target too small for the source's files",
         "A target is admitted whose file system cannot hold the largest file.",
         (
-            TARGET_PROCESS,
-            "if type(largest) is not int or largest > self._largest_file:",
+            TARGET_GREETING,
+            "if type(largest) is not int or largest > own_copy.largest_file:",
             "if type(largest) is not int:",
         ),
         tests=(CONTRACT + "test_target_refuses_whom_it_cannot_serve",),
@@ -699,15 +701,15 @@ DECISIONS = (
     mutant(
         "first reintegration is not recorded",
         "A target without a record lets itself be filled without one that says inconsistent.",
-        (TARGET_PROCESS, "                    inconsistent=True,\n", "                    inconsistent=False,\n"),
+        (TARGET_COPY, "                    inconsistent=True,\n", "                    inconsistent=False,\n"),
         tests=(CONTRACT + "test_target_says_what_it_is_when_that_is_on_disk",),
     ),
     mutant(
         "reintegration is not recorded on disk",
         "The target says that it is inconsistent and has not stored it.",
         (
-            TARGET_PROCESS,
-            "            self._store(records.begin_reintegration_as_target(self.record, generation))",
+            TARGET_COPY,
+            "            self.store(records.begin_reintegration_as_target(self.record, generation))",
             "            self.record = records.begin_reintegration_as_target(self.record, generation)",
         ),
         tests=(CONTRACT + "test_target_says_what_it_is_when_that_is_on_disk",),
@@ -716,13 +718,13 @@ DECISIONS = (
         "reintegration is recorded after the answer",
         "The target says that it is inconsistent before it has stored it.",
         (
-            TARGET_PROCESS,
-            "        if self.record is None:\n            if self._root_identity != ",
-            "        self.target.say(Kind.INCONSISTENT, generation)\n        self.target.send()\n        if self.record is None:\n            if self._root_identity != ",
+            TARGET_SESSION,
+            "        if self._copy.record is None and self._copy.root_identity != ",
+            "        self._target.say(Kind.INCONSISTENT, generation)\n        self._target.send()\n        if self._copy.record is None and self._copy.root_identity != ",
         ),
         (
-            TARGET_PROCESS,
-            '        self._say("state REINTEGRATING")\n        self.target.say(Kind.INCONSISTENT, generation)',
+            TARGET_SESSION,
+            '        self._say("state REINTEGRATING")\n        self._target.say(Kind.INCONSISTENT, generation)',
             '        self._say("state REINTEGRATING")',
         ),
         tests=(CONTRACT + "test_target_does_not_say_what_it_could_not_store",),
@@ -741,9 +743,9 @@ DECISIONS = (
         "sync is taken before it is stored",
         "The target says that it is in sync before it has stored it.",
         (
-            TARGET_PROCESS,
-            "        self._store(records.take_sync_as_target(",
-            "        self.target.say(Kind.TAKEN, encoded)\n        self.target.send()\n        self._store(records.take_sync_as_target(",
+            TARGET_SESSION,
+            "        self._copy.store(records.take_sync_as_target(",
+            "        self._target.say(Kind.TAKEN, encoded)\n        self._target.send()\n        self._copy.store(records.take_sync_as_target(",
         ),
         tests=(CONTRACT + "test_target_does_not_say_what_it_could_not_store",),
     ),
@@ -751,9 +753,9 @@ DECISIONS = (
         "sync is taken without a reintegration",
         "A target that did not begin a reintegration takes the offer of sync.",
         (
-            TARGET_PROCESS,
-            "        if self.record is None or not self.record.inconsistent or not self._begun:\n            raise",
-            "        if self.record is None:\n            raise",
+            TARGET_SESSION,
+            "        if self._copy.record is None or not self._copy.record.inconsistent or not self._begun:\n            raise",
+            "        if self._copy.record is None:\n            raise",
         ),
         tests=(CONTRACT + "test_sync_is_not_taken_without_a_reintegration",),
     ),
@@ -766,7 +768,7 @@ DECISIONS = (
     mutant(
         "any sync is taken",
         "A target takes an offer of sync from a source that is not in sync itself.",
-        (TARGET_PROCESS, "if not theirs.in_sync or theirs.solo or", "if theirs.solo or"),
+        (TARGET_SESSION, "if not theirs.in_sync or theirs.solo or", "if theirs.solo or"),
         tests=(LYING + "test_offer_of_sync_that_does_not_fit",),
     ),
     mutant(
@@ -842,7 +844,7 @@ DECISIONS = (
         "marks of the target are not told",
         "A source that comes back as target does not say what it has changed.",
         (
-            TARGET_PROCESS,
+            TARGET_COPY,
             "        if self.record is None or self.record.inconsistent:\n            return [], 0\n",
             "        return [], 0\n",
         ),
@@ -888,8 +890,8 @@ DECISIONS = (
         "failed target does not record it",
         "A target that failed an operation says that it is outdated without having stored it.",
         (
-            TARGET_PROCESS,
-            "                self._store(records.mark_outdated(replace(self.record, in_sync=False)))\n",
+            TARGET_COPY,
+            "            self.store(records.mark_outdated(replace(self.record, in_sync=False)))\n",
             "",
         ),
         tests=(CONTRACT + "test_target_that_failed_is_outdated_on_disk_before_it_says_so",),
@@ -898,9 +900,9 @@ DECISIONS = (
         "failed target that could not record it lies",
         "A target that could not store that it is outdated says that it is.",
         (
-            TARGET_PROCESS,
-            "            except (OSError, record_io.RecordNotStored) as failure:\n",
-            "            except (OSError, record_io.RecordNotStored) as failure:\n                outdated = True\n",
+            TARGET_COPY,
+            "failure)\n            return False\n",
+            "failure)\n            return True\n",
         ),
         tests=(CONTRACT + "test_target_that_failed_is_outdated_on_disk_before_it_says_so",),
     ),
@@ -1360,14 +1362,14 @@ FAIL_CLOSED = (
     mutant(
         "the target leaves its bind mount",
         "After a clean end the copy is still shown.",
-        (TARGET_PROCESS, "        layout_io.hide(self.options.directory)\n", ""),
+        (TARGET_COPY, "        layout_io.hide(self._options.directory)\n", ""),
         tests=("tests/test_fail_closed.py::test_a_pair_of_protected_directories",),
     ),
     mutant(
         "a killed source's mount is in the way",
         "A server whose source was killed cannot be started as the target.",
         (
-            TARGET_PROCESS,
+            TARGET_COPY,
             "        keeper_io.take_away(options.state, options.directory)  # of a source that was killed here\n",
             "",
         ),
@@ -1394,7 +1396,7 @@ COPIES = (
     mutant(
         "the copy's id is not recorded by the target",
         "The first record of a target names no copy.",
-        (TARGET_PROCESS, "                    copy=self._copy,\n", ""),
+        (TARGET_COPY, "                    copy=self.identity,\n", ""),
         tests=(COPIES_TESTS + "test_each_copy_keeps_its_own_id",),
     ),
     mutant(
@@ -1455,8 +1457,8 @@ COPIES = (
         "the table of a clean stop is not written by the target",
         "What was changed on a stopped target is not found.",
         (
-            TARGET_PROCESS,
-            "            clean_stop_io.write_table(self.options.state, self._root_fd, self._copy)",
+            TARGET_COPY,
+            "            clean_stop_io.write_table(self._options.state, self.root_fd, self.identity)",
             "            pass",
         ),
         tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
@@ -1464,7 +1466,7 @@ COPIES = (
     mutant(
         "the source does not hear of files changed on the target",
         "The target keeps what it found for itself.",
-        (TARGET_PROCESS, '            "changed": sorted(self._changed or ()),\n', ""),
+        (TARGET_SESSION, '            "changed": sorted(self._copy.changed or ()),\n', ""),
         tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
     ),
     mutant(
@@ -1483,7 +1485,7 @@ COPIES = (
         "the target's table goes at its start",
         "A target that dies before a source has noted what was changed forgets it.",
         (
-            TARGET_PROCESS,
+            TARGET_COPY,
             "        self._log_path = os.path.join(",
             "        clean_stop_io.remove_table(options.state)\n        self._log_path = os.path.join(",
         ),
@@ -1498,7 +1500,7 @@ COPIES = (
     mutant(
         "the target's table stays",
         "After a crash all that was written since the last clean stop is compared.",
-        (TARGET_PROCESS, "        clean_stop_io.remove_table(self.options.state)", "        pass"),
+        (TARGET_COPY, "        clean_stop_io.remove_table(self._options.state)", "        pass"),
         tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
     ),
     mutant(
@@ -1524,7 +1526,7 @@ COPIES = (
     mutant(
         "a target with a damaged table compares nothing",
         "That all may have been changed is not said.",
-        (TARGET_PROCESS, "marks if self._changed is not None else None", "marks"),
+        (TARGET_SESSION, "marks if self._copy.changed is not None else None", "marks"),
         tests=(CLEAN_STOP + "test_a_damaged_table_of_either_side",),
     ),
     mutant(
@@ -1545,7 +1547,7 @@ SNAPSHOTS = (
     mutant(
         "a snapshot is kept for ever",
         "It is removed when the target is in sync.",
-        (TARGET_PROCESS, "Kind.TAKEN, encoded)\n        self._snapshots.drop()\n", "Kind.TAKEN, encoded)\n"),
+        (TARGET_SESSION, "Kind.TAKEN, encoded)\n        self._snapshots.drop()\n", "Kind.TAKEN, encoded)\n"),
         tests=(SNAPSHOT + "test_removed_when_in_sync",),
     ),
     mutant(
@@ -1573,7 +1575,7 @@ SNAPSHOTS = (
     mutant(
         "the target is silent while a snapshot is made",
         "It says that it is busy.",
-        (TARGET_PROCESS, "(self._flushing_all or self._snapshots.working)", "self._flushing_all"),
+        (TARGET_SESSION, "(self._flushing_all or self._snapshots.working)", "self._flushing_all"),
         tests=(SNAPSHOT + "test_the_loop_goes_on_and_the_time_is_bounded",),
     ),
     mutant(
@@ -1585,7 +1587,7 @@ SNAPSHOTS = (
     mutant(
         "the VM's writes wait as long for a snapshot as a source that is alone",
         "A short wait must not become a fence.",
-        (TARGET_PROCESS, "SNAPSHOT_S if self._source_is_alone else SNAPSHOT_FROZEN_S", "SNAPSHOT_S"),
+        (TARGET_SESSION, "SNAPSHOT_S if self._source_is_alone else SNAPSHOT_FROZEN_S", "SNAPSHOT_S"),
         tests=(SNAPSHOT + "test_the_loop_goes_on_and_the_time_is_bounded",),
     ),
     mutant(
@@ -1597,7 +1599,11 @@ SNAPSHOTS = (
     mutant(
         "a snapshot keeps the copy from being in sync",
         "Where the disk is too small for both, the snapshot is given up.",
-        (TARGET_PROCESS, "        if self._inconsistent and error.errno in", "        if False and error.errno in"),
+        (
+            TARGET_SESSION,
+            "        if self._copy.inconsistent and error.errno in",
+            "        if False and error.errno in",
+        ),
         tests=(SNAPSHOT + "test_given_up_when_there_is_no_room_for_both",),
     ),
     mutant(
