@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TEST_PACKAGES := fio attr acl postgresql sqlite3 iproute2 openssl strace etcd-server
+TEST_PACKAGES := fio attr acl postgresql sqlite3 iproute2 openssl strace etcd-server xfsprogs
 BENCH_PACKAGES := fio glusterfs-server glusterfs-client qemu-system-x86 qemu-utils qemu-block-extra qemu-system-common gcc libc6-dev openssl iproute2
 SOURCES := pyproject.toml $(shell find hotpair actors cluster replication hyperv -name '*.py')
 
@@ -49,7 +49,7 @@ types: $(VENV)/installed
 	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p hotpair
 
 unit: $(VENV)/installed packages
-	$(BIN)/pytest
+	$(BIN)/pytest -n 3 --dist worksteal
 
 bench: bench-packages
 	$(BIN)/python -m bench $(BENCH_ARGUMENTS)

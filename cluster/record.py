@@ -208,6 +208,8 @@ def take_sync_as_target(record: Record, source: Record, *, boot: str | None = No
 
     The epoch never goes backwards on a disk; the term is exactly the source's, or a former primary's higher one would
     win the next meeting against PRIM. `boot` is this host's boot id now, never the source's (None: see go_alone).
+    A dirty log that this copy had as a source went to the other side when the reintegration began: none belongs to it
+    (`log_counter` 0), and if it takes over, a missing one is no reason to compare everything.
     """
     assert source.in_sync and not source.solo, "the source records its offer before it makes it"
     assert source.root == record.root, "another module"
@@ -224,6 +226,7 @@ def take_sync_as_target(record: Record, source: Record, *, boot: str | None = No
         inconsistent=False,
         outdated=False,
         boot=record.boot if boot is None else boot,
+        log_counter=0,
     )
 
 

@@ -19,6 +19,6 @@ def main() -> int:
 
         print(f"hotpair {__version__}")
         return 0
-    usage = "usage: hotpair mirror source|target|protect|unprotect --help, hotpair witness --help, hotpair --version"
-    print(usage, file=sys.stderr)
+    mirror = "hotpair mirror source|target|protect|unprotect|restore --help"
+    print(f"usage: {mirror}, hotpair witness --help, hotpair --version", file=sys.stderr)
     return 2

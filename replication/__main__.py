@@ -4,6 +4,7 @@
     python -m hotpair.replication source --dir DIR --state DIR --peer HOST:PORT [--alone-after SECONDS]
     python -m hotpair.replication protect --dir DIR
     python -m hotpair.replication unprotect --dir DIR
+    python -m hotpair.replication restore --dir DIR --state DIR
 
 Source and target each print ``ready`` when they are, and what happens afterwards, a line each. SIGTERM unmounts and
 ends cleanly.
@@ -31,9 +32,11 @@ from hotpair.replication.limits import (
 )
 from hotpair.replication.process_io import keep_running
 from hotpair.replication.protect_io import protect, unprotect
+from hotpair.replication.restore_io import Restore
 from hotpair.replication.source_process import SourceProcess
 from hotpair.replication.source_start import SourceOptions
-from hotpair.replication.target_process import TargetOptions, TargetProcess
+from hotpair.replication.target_process import TargetProcess
+from hotpair.replication.target_start import TargetOptions
 from hotpair.replication.transport_io import TlsFiles, parse_address
 
 LAYOUT_COMMANDS = {"protect": protect, "unprotect": unprotect}
@@ -55,8 +58,10 @@ def parser() -> Parser:
     target = commands.add_parser("target", help="hold the copy")
     protect_command = commands.add_parser("protect", help="move the data beside DIR: nothing is there without a mirror")
     unprotect_command = commands.add_parser("unprotect", help="move the data back into DIR")
-    for command in (protect_command, unprotect_command):
+    restore_command = commands.add_parser("restore", help="put back the copy as it was before a reintegration")
+    for command in (protect_command, unprotect_command, restore_command):
         command.add_argument("--dir", required=True, help="the module's directory")
+    restore_command.add_argument("--state", required=True, help="the state directory of this copy")
     for command in (source, target):
         command.add_argument("--dir", required=True, help="the module's directory")
         command.add_argument("--state", required=True, help="where the durable record and the dirty log are kept")
@@ -226,6 +231,10 @@ def main(arguments: list[str]) -> int:
         options = parser().parse_args(arguments)
         if options.command in LAYOUT_COMMANDS:
             for line in LAYOUT_COMMANDS[options.command](options.dir):
+                say(line)
+            return 0
+        if options.command == "restore":
+            for line in Restore(directory(options.dir), os.path.realpath(options.state)).run():
                 say(line)
             return 0
         process, state = build(options)

@@ -74,7 +74,7 @@ class ActivityLog:
         self._count = tables + len(self._durable.metadata) + len(self._durable.names)
         self._open: set[bytes] = set()
         self._eviction: Selection | None = None
-        self._selections: list[Selection] = []
+        self._selections: dict[Selection, None] = {}
         # Long ranges accepted while a selection is outstanding; the ticks in `extents` cannot speak for them.
         self._used_ranges: dict[bytes, Ranges] = {}
 
@@ -89,6 +89,11 @@ class ActivityLog:
         """The durably marked extents of a file, open or not, as (first, last)."""
         file = self._durable.files.get(identity)
         return file.runs() if file is not None else []
+
+    def metadata_marks(self, identities: Iterable[bytes]) -> list[Metadata]:
+        """The durable marks that there are for the metadata of these."""
+        marked = self._durable.metadata
+        return [Metadata(identity) for identity in identities if identity in marked]
 
     def release(self, identity: bytes) -> None:
         """No open file uses what `marks_of` returned any more."""
@@ -193,26 +198,48 @@ class ActivityLog:
         ranges = {identity: tuple(file.ranges) for identity, file in durable.files.items() if file.ranges}
         metadata = tuple(identity for identity, tick in durable.metadata.items() if leaves(tick))
         names = tuple(identity for identity, tick in durable.names.items() if leaves(tick))
-        self._eviction = self._select(extents, ranges, metadata, names)
+        self._eviction = Selection(self.tick, extents, ranges, metadata, names)
+        self.tick += 1
+        self._selections[self._eviction] = None
         return self._eviction
 
     def select(self, marks: Iterable[Mark]) -> Selection:
         """These marks, because the caller copies them now: for reintegration, in any mode. Call it before reading."""
+        selection = self._selected(self.tick, marks)
+        self.tick += 1
+        self._selections[selection] = None
+        return selection
+
+    def part(self, selection: Selection, marks: Iterable[Mark]) -> Selection | None:
+        """Those of these marks that nothing has used since the selection was made, as one that ends by itself.
+
+        None if there are none, or the selection is not outstanding any more."""
+        part = self._selected(selection.tick, marks)
+        if selection not in self._selections or not (part.extents or part.ranges or part.metadata or part.names):
+            return None
+        self._selections[part] = None
+        return part
+
+    def _selected(self, tick: int, marks: Iterable[Mark]) -> Selection:
+        """What of these marks is durable and was not used after the tick (long ranges: known when it ends)."""
         extents: dict[bytes, tuple[int, ...]] = {}
         ranges: dict[bytes, Ranges] = {}
         metadata, names = [], []
         for mark in marks:
             if isinstance(mark, Metadata):
-                metadata.append(mark.identity)
+                if self._durable.metadata.get(mark.identity, tick + 1) <= tick:
+                    metadata.append(mark.identity)
             elif isinstance(mark, Names):
-                names.append(mark.identity)
+                if self._durable.names.get(mark.identity, tick + 1) <= tick:
+                    names.append(mark.identity)
             elif (file := self._durable.files.get(mark.identity)) is not None:
-                chosen = file.extents_in(mark.first, mark.last)
-                extents[mark.identity] = extents.get(mark.identity, ()) + tuple(chosen)
+                chosen = tuple(one for one in file.extents_in(mark.first, mark.last) if file.extents[one] <= tick)
+                if chosen:
+                    extents[mark.identity] = extents.get(mark.identity, ()) + chosen
                 for first, last in overlap(file.ranges, mark.first, mark.last):
                     add_range(ranges.setdefault(mark.identity, []), first, last)
         chosen_ranges = {identity: tuple(parts) for identity, parts in ranges.items()}
-        return self._select(extents, chosen_ranges, tuple(metadata), tuple(names))
+        return Selection(tick, extents, chosen_ranges, tuple(metadata), tuple(names))
 
     def finish_eviction(self, selection: Selection) -> list[LogRecord]:
         """Both copies have flushed what was selected: forget what was not used since, and return the removals.
@@ -304,23 +331,11 @@ class ActivityLog:
         elif self._selections:
             add_range(self._used_ranges.setdefault(identity, []), first, last)
 
-    def _select(
-        self,
-        extents: dict[bytes, tuple[int, ...]],
-        ranges: dict[bytes, tuple[tuple[int, int], ...]],
-        metadata: tuple[bytes, ...],
-        names: tuple[bytes, ...],
-    ) -> Selection:
-        selection = Selection(self.tick, extents, ranges, metadata, names)
-        self.tick += 1
-        self._selections.append(selection)
-        return selection
-
     def _ends(self, selection: Selection) -> bool:
         """Is it outstanding? From here on it is not."""
         if selection not in self._selections:
             return False
-        self._selections.remove(selection)
+        del self._selections[selection]
         if self._eviction is selection:
             self._eviction = None
         return True

@@ -6,12 +6,16 @@ A chunk that a live operation touches while it is read has no certain content: w
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hotpair.replication.activity import Selection
 
 
 class FileJob:
     """A file whose content is to be brought to the target."""
 
-    __slots__ = ("cancelled", "fd", "handle", "identity", "in_work", "position", "ranges", "whole")
+    __slots__ = ("began", "cancelled", "done_until", "fd", "handle", "identity", "in_work", "ranges", "whole")
 
     def __init__(self, identity: bytes, handle: bytes, whole: bool) -> None:
         self.identity = identity
@@ -21,7 +25,16 @@ class FileJob:
         self.ranges: deque[tuple[int, int]] = deque()  # bytes still to be read: start, end
         self.in_work: list[Chunk] = []
         self.cancelled = False
-        self.position = 0
+        self.began: Selection | None = None  # since it was opened: what is accepted for it later keeps its mark
+        self.done_until = 0  # extents before this one are done
+
+    @property
+    def read_until(self) -> int | None:
+        """Everything before this byte has been read, and sent or found to be equal; None: all that was to be."""
+        starts = [chunk.offset for chunk in self.in_work]
+        if self.ranges:
+            starts.append(self.ranges[0][0])
+        return min(starts, default=None)
 
     def touch(self, start: int, end: int) -> None:
         """A live operation changes these bytes."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import Callable
 
 from hotpair.replication.fuse_io import Slot
@@ -29,13 +30,30 @@ class ColdReads:
         self._disk_failed = disk_failed
         self._queue = AioQueue(REQUEST_SLOTS)  # so that it has room for whatever has a slot
         self._token = 0
+        self._waiting: deque[tuple[Slot, Node, int, int]] = deque()  # slot, node, offset, size
         self._under_way: dict[int, tuple[Slot, Node, int, int, int]] = {}  # slot, node, offset, bytes before it, size
 
     def fileno(self) -> int:
         return self._queue.fileno()
 
     def read(self, slot: Slot, node: Node, offset: int, size: int) -> None:
-        """Read and answer. The request itself is no longer in the slot then. Raises OSError."""
+        """Read and answer, when it is its turn. Until then it has cost little, so that a write behind many reads in the
+        kernel's queue is reached soon."""
+        self._waiting.append((slot, node, offset, size))
+
+    def begin_some(self, count: int) -> bool:
+        """Begin so many of those that wait; whether there are more."""
+        waiting = self._waiting
+        while waiting and count:
+            count -= 1
+            slot, node, offset, size = waiting.popleft()
+            try:
+                self._begin(slot, node, offset, size)
+            except OSError as error:
+                self._fail(slot, error.errno or errno.EIO)
+        return bool(waiting)
+
+    def _begin(self, slot: Slot, node: Node, offset: int, size: int) -> None:
         if node.direct_fd < 0:
             node.direct_fd = _open_direct(node.data_fd)
         before = offset % PAGE
@@ -62,11 +80,14 @@ class ColdReads:
                 except OSError as error:
                     result = -(error.errno or errno.EIO)
             if result < 0:
-                if result == -errno.EIO:
-                    self._disk_failed(f"a read: {os.strerror(errno.EIO)}")
-                self._answers.error(slot, -result)
+                self._fail(slot, -result)
             else:
                 self._answers.answer(slot, slot.memory[before : max(before, min(before + size, result))])
+
+    def _fail(self, slot: Slot, code: int) -> None:
+        if code == errno.EIO:
+            self._disk_failed(f"a read: {os.strerror(code)}")
+        self._answers.error(slot, code)
 
     def close_file(self, node: Node) -> None:
         """The file is closed: no read of it is under way, for the kernel releases a file when all are answered."""

@@ -51,6 +51,7 @@ class Kind(IntEnum):
     DESCRIBE = 20
     CHECK_OBJECTS = 21
     CHECK_NAMES = 22
+    COMPLETE = 23
     # Messages, source to target
     HELLO = 32
     BEGIN_REINTEGRATION = 33
@@ -113,6 +114,8 @@ FIELDS: dict[int, tuple[str, ...]] = {
     # `entries`: of [name, identity, description, size, hold]; an empty identity says that there is no such name
     Kind.CHECK_OBJECTS: ("sequence", "directory", "entries"),
     Kind.CHECK_NAMES: ("sequence", "directory", "position"),
+    # All content of a file that the target had nothing of has been sent; it is noted when it is flushed
+    Kind.COMPLETE: ("sequence", "identity"),
     Kind.HELLO: ("version", "hello"),
     Kind.BEGIN_REINTEGRATION: ("generation", "full"),
     Kind.OFFER_SYNC: ("record",),

@@ -6,6 +6,9 @@ PAGE = 4096
 REQUEST_SLOTS = 64  # requests taken from the kernel and not yet answered; each holds a buffer while it waits
 REQUESTS_PER_TURN = 8  # more would starve the acknowledgements that arrive meanwhile
 OTHERS_PER_TURN = 2  # requests that are no writes, while a write is outstanding
+COLD_READS = 32  # of one file that are not tried in the page cache after one was not there
+COLD_READS_PER_TURN = 8  # begun before the loop looks at the socket again
+COLD_READS_BESIDE_WRITES = 1  # the same while a write waits for its acknowledgement
 READ_AHEAD = 512 << 10  # bytes behind a read that is not in the page cache and follows another
 BYTES_PER_TURN = 256 << 10  # after a write of that size the target is told before the next one is taken
 MAX_BACKGROUND = 64  # asynchronous requests that the kernel has under way at once
@@ -36,14 +39,26 @@ RECONNECT_LONGEST_S = 4.0  # doubled up to it while a peer ends each connection 
 EXTENT_SIZE = 4 << 20
 EXTENT_SIZE_SMALLEST = 64 << 10
 EXTENT_SIZE_LARGEST = 1 << 30
-HOT_EXTENTS = 16384  # after a crash at most this many extents are copied again
+HOT_EXTENTS = (
+    32768  # after a crash about so many extents are copied again; fewer cost a flush of both copies more often
+)
 
 # --- Reintegration --------------------------------------------------------------------------------
 CHUNK = 256 << 10
 CHUNK_RETRIES = 3  # after so many interrupted reads the loop reads the chunk itself
 CHUNKS_IN_WORK = 8
+# What was copied in so long is copied again after an interruption, at most; each time both file systems are flushed,
+# which those who flush on the mount wait for
+COPIED_FLUSH_INTERVAL_S = 2.0
 LISTING_BYTES = 256 << 10  # of entries in one listing frame; a single entry may be larger
+MOVED_OBJECTS = (
+    5_000  # looked at to find a moved file, while the VM's writes wait: 0.1 s; in a larger tree it is copied
+)
 DIRECTORY_BYTES = 512 << 20  # memory for one directory's listing at the target: about 700,000 files
+SNAPSHOT_ENTRIES = 20_000  # cloned in some 3 s; more would only be given up when the time is over
+SNAPSHOT_S = 10.0  # for slow disks and files in many pieces; the reintegration goes on without from then on
+SNAPSHOT_FROZEN_S = 2.0  # the same while the VM's writes wait for it: shorter than any useful fence time
+SNAPSHOT_LEFTOVERS = 64  # folders given to one process to be removed; further ones wait for the next
 
 # --- Clean stop -----------------------------------------------------------------------------------
 CLEAN_STOP_TABLE_S = 60.0  # a stop must end within what an operator, or systemd, waits for

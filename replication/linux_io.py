@@ -207,6 +207,17 @@ def sync_file_range(fd: int, offset: int, length: int, flags: int) -> None:
         _unless_interrupted()
 
 
+_FICLONE: Final = 0x40049409  # _IOW(0x94, 9, int), linux/fs.h
+
+
+def clone_file(fd: int, source_fd: int) -> None:
+    """Make the content of `source_fd` that of `fd` too, shared until either is written. FICLONE, ioctl_ficlone(2).
+
+    EOPNOTSUPP, EINVAL, ENOTTY: the file system shares nothing; EXDEV: not within one; ETXTBSY: a swap file.
+    """
+    fcntl.ioctl(fd, _FICLONE, source_fd)
+
+
 def syncfs(fd: int) -> None:
     """Flush the file system that holds `fd`. syncfs(2). Never repeated: an error is reported only once."""
     if _syncfs(fd) < 0:

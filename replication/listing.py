@@ -15,6 +15,7 @@ from hotpair.replication import linux_io, own_attributes_io, tree_io
 from hotpair.replication.errors import ProtocolError
 from hotpair.replication.frames import Kind
 from hotpair.replication.limits import DIRECTORY_BYTES
+from hotpair.replication.moved_files import MovedFiles
 from hotpair.replication.objects_io import (
     IDENTITY_SIZE,
     O_PATH_FLAGS,
@@ -26,6 +27,7 @@ from hotpair.replication.objects_io import (
 from hotpair.replication.target import Replica, Target
 from hotpair.replication.tree_io import Description
 
+TRASH, OLD_TRASH = b"trash", b"old-trash"
 WANTED_IDENTITIES: Final = 10_000  # identities in one WANTED message
 ENTRY_BYTES: Final = 700  # of memory for an entry, without what its strings hold
 MAX_NUMBER: Final = (1 << 63) - 1
@@ -40,12 +42,17 @@ class Listing:
         self._directory: bytes | None = None  # whose parts have begun to come
         self._entries: list[list[Any]] = []
         self._size = 0  # bytes of memory that they take, about
-        self._trash_fd = tree_io.private_directory(target.root_fd, b"trash")
+        self._trash_fd = tree_io.private_directory(target.root_fd, TRASH)
+        self._old_trash_fd = tree_io.private_directory(target.root_fd, OLD_TRASH)  # nothing comes back from there
+        self._moved = MovedFiles(target.root_fd)
         self._unfinished: set[bytes] = set()  # handles of files that were not complete here
+        self._complete: set[bytes] = set()  # handles of those whose content has come since the last flush
+        self._flushing: dict[int, set[bytes]] = {}  # the same, by the flush of everything that is under way
 
     def close(self) -> None:
         """The session is over."""
         os.close(self._trash_fd)
+        os.close(self._old_trash_fd)
 
     def apply(self, fields: list[Any]) -> None:
         """One part of a listing; the last one makes the directory equal."""
@@ -105,7 +112,7 @@ class Listing:
         _, identity, raw, size, mtime_ns, links, hold = entry
         what = _description(raw)
         target = self._target
-        if present and links > 1 and self._is_another(fd, name, identity):
+        if present and self._is_another(fd, name, identity):
             self._to_trash(fd, name, b"")
             present = False
         if not present:
@@ -128,12 +135,22 @@ class Listing:
             os.close(path_fd)
 
     def _is_another(self, fd: int, name: bytes, identity: bytes) -> bool:
-        """Whether the file under this name is not the one that was linked elsewhere under the same identity."""
+        """Whether the object under this name is not the one that the stream knows under the same identity: it was
+        made when the name was not known yet, and has what was sent since."""
         known = self._target.objects.get(identity)
         if known is None:
             return False
-        there = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        return not os.path.samestat(os.fstat(self._target.descriptors.get(known)), there)
+        try:
+            status = os.fstat(self._target.descriptors.get(known))
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+            self._target.drop(known)
+            return False
+        if not status.st_nlink:
+            self._target.drop(known)
+            return False
+        return not os.path.samestat(status, os.stat(name, dir_fd=fd, follow_symlinks=False))
 
     def _check(self, path_fd: int, name: bytes, identity: bytes, what: Description) -> None:
         status = os.fstat(path_fd)
@@ -161,8 +178,19 @@ class Listing:
             return
         except FileNotFoundError:
             pass
+        if stat.S_ISREG(what.mode) and self._link_moved(fd, name, identity):
+            return
         path_fd = tree_io.make(fd, name, identity, what, own_attributes_io.WHOLE if stat.S_ISREG(what.mode) else b"")
         target.register(path_fd, identity)
+
+    def _link_moved(self, fd: int, name: bytes, identity: bytes) -> bool:
+        """Give a file that stands where the source had it before its new name; the old one goes with its listing."""
+        path_fd = self._moved.open(identity)
+        if path_fd is None:
+            return False
+        linux_io.linkat_empty(path_fd, fd, name)
+        self._target.register(path_fd, identity)
+        return True
 
     def _move_here(self, directory_fd: int, identity: bytes, fd: int, name: bytes) -> None:
         """Move a directory that we hold from wherever it is. Its path is the kernel's word (proc(5), fd)."""
@@ -192,23 +220,55 @@ class Listing:
     def finish(self) -> None:
         """All content has arrived and is flushed: files count as complete from now on."""
         for handle in self._unfinished:
-            try:
-                fd = linux_io.open_by_handle(self._target.root_fd, handle, O_PATH_FLAGS)
-            except OSError as error:
-                if error.errno == errno.ESTALE:
-                    continue  # removed meanwhile
-                raise
-            try:
-                own_attributes_io.remove(fd, own_attributes_io.WHOLE)
-            finally:
-                os.close(fd)
+            self._is_complete(handle)
         self._unfinished.clear()
+
+    def _is_complete(self, handle: bytes) -> None:
+        try:
+            fd = linux_io.open_by_handle(self._target.root_fd, handle, O_PATH_FLAGS)
+        except OSError as error:
+            if error.errno == errno.ESTALE:
+                return  # removed meanwhile
+            raise
+        try:
+            own_attributes_io.remove(fd, own_attributes_io.WHOLE)
+        finally:
+            os.close(fd)
 
     def empty_trash(self) -> None:
         """Remove what the source does not have."""
         self.finish()
-        for name in os.listdir(self._trash_fd):
-            tree_io.remove_tree(self._trash_fd, os.fsencode(name))
+        for fd in (self._trash_fd, self._old_trash_fd):
+            for name in os.listdir(fd):
+                tree_io.remove_tree(fd, os.fsencode(name))
+
+    # --- while it goes on ---------------------------------------------------------------------------------------------
+
+    def complete(self, item: Replica) -> None:
+        """All content of a file has been applied."""
+        self._complete.add(item.handle)
+
+    def before_flush(self, sequence: int) -> None:
+        """A flush of everything begins. With it the source may forget what it has copied until now, into the objects
+        that stand in the tree: one that lies in the trash may lack it, and must not come back."""
+        self._flushing[sequence], self._complete = self._complete, set()
+        self._moved.forget()
+        if not os.listdir(self._trash_fd):
+            return
+        private_fd = os.open(b"..", O_PATH_FLAGS, dir_fd=self._trash_fd)
+        try:
+            old_name = os.urandom(8).hex().encode()
+            linux_io.renameat2(private_fd, TRASH, self._old_trash_fd, old_name, linux_io.RENAME_NOREPLACE)
+        finally:
+            os.close(private_fd)
+        os.close(self._trash_fd)
+        self._trash_fd = tree_io.private_directory(self._target.root_fd, TRASH)
+
+    def flushed(self, sequence: int) -> None:
+        """It has ended: from now on an interruption does not make these files incomplete."""
+        for handle in self._flushing.pop(sequence, ()):
+            self._unfinished.discard(handle)
+            self._is_complete(handle)
 
 
 def _check_entry(entry: list[Any]) -> int:

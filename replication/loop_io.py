@@ -27,7 +27,11 @@ class Loop:
 
     def watch_writes(self, fd: int, wanted: bool) -> None:
         """Wait also for room to write, or not any more."""
-        self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if wanted else 0))
+        self.wait_for(fd, select.EPOLLIN | (select.EPOLLOUT if wanted else 0))
+
+    def wait_for(self, fd: int, events: int) -> None:
+        """Wait for these events of epoll instead of those before."""
+        self._epoll.modify(fd, events)
 
     def pause(self, fuse_fd: int) -> None:
         """Take no requests for a while."""

@@ -17,6 +17,7 @@ class Node(Object):
     """An object that the kernel knows."""
 
     __slots__ = (
+        "cold",
         "data_fd",
         "declared",
         "direct_fd",
@@ -42,6 +43,7 @@ class Node(Object):
         self.marks = marks
         self.data_fd = -1  # one descriptor for all reads, writes and flushes of a file while it is open
         self.opens = 0
+        self.cold = 0  # so many reads are not tried in the page cache: the last one that was tried was not there
         self.direct_fd = -1  # for reads past the page cache, from the first one on
         self.read_until = -1  # where the last of them ended
         self.unflushed = 0  # something was written through data_fd since its last flush: bytes, of large writes

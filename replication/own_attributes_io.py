@@ -18,6 +18,7 @@ HIDDEN_XATTRS: Final = (TRUSTED, USER)
 
 IDENTITY: Final = b"id"  # of every object, the same on both copies
 COPY: Final = b"copy"  # of the root: which of the two copies it is
+KEPT: Final = b"kept-id"  # of an object in a snapshot: the identity that it has in the copy
 WHOLE: Final = b"whole"  # of a file whose content has never been complete here
 
 NOT_PERMITTED: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP})

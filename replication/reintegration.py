@@ -14,11 +14,13 @@ import stat
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any
 
 from hotpair.replication import helper, linux_io
-from hotpair.replication.activity import ActivityLog
+from hotpair.replication.activity import ActivityLog, Selection
 from hotpair.replication.chunks import Chunk, FileJob
+from hotpair.replication.copied import Copied
+from hotpair.replication.dirty_log import TO_END_OF_FILE, Extents, Mark, Metadata, Names
 from hotpair.replication.errors import LinkLost, ProtocolError
 from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
@@ -28,18 +30,17 @@ from hotpair.replication.source import Source
 
 log = logging.getLogger("hotpair.replication")
 
-TO_END: Final = (1 << 64) - 1
-
 
 class Directory:
     """A directory that is to be listed, or whose listing is under way."""
 
-    __slots__ = ("again", "entries", "handle", "identity", "removed")
+    __slots__ = ("again", "began", "entries", "handle", "identity", "removed")
 
     def __init__(self, identity: bytes, handle: bytes) -> None:
         self.identity = identity
         self.handle = handle
         self.entries: list[list[Any]] = []
+        self.began: Selection | None = None  # since its listing was asked for
         self.again = False  # something changed in it since its listing began
         self.removed = False
 
@@ -83,6 +84,7 @@ class Reintegration:
         self._walk_again = False
         self._changed: set[bytes] = set()  # objects changed while a listing is under way
         self._started_at = time.monotonic()
+        self.copied = Copied(source, activity, root_fd, self._started_at)
         self.bytes_done = 0
         self.bytes_left = 0
         self.bytes_sent = 0
@@ -154,6 +156,7 @@ class Reintegration:
         if not self._waiting and not self._listing:
             self._read_more()
             self._finish_if_done()
+        self.copied.step(time.monotonic())
 
     def _list_more(self) -> None:
         while self._waiting and not self._listing and len(self._source.out) < 64:
@@ -164,6 +167,7 @@ class Reintegration:
                 return
             directory.again = False
             directory.entries = []
+            directory.began = self.copied.begins()
             self._listing[token] = directory
 
     def answered(self, answer: list[Any]) -> bool:
@@ -183,6 +187,11 @@ class Reintegration:
             directory.entries += content
             return
         del self._listing[token]
+        assert directory.began is not None, "a listing came that was not asked for"
+        self._listing_ended(directory, kind, content)
+        self.copied.ends(directory.began)
+
+    def _listing_ended(self, directory: Directory, kind: str, content: Any) -> None:
         if kind == "refused":
             self._source.broken = LinkLost(f"not reintegrated: {content}")
             return
@@ -222,12 +231,20 @@ class Reintegration:
         parts = _parts(entries)
         for number, part in enumerate(parts):
             source.operation((Kind.LISTING, directory.identity, attributes, part, number == len(parts) - 1))
+        self._listed_marks(directory)
         directory.entries = []
         self._visited.add(directory.identity)
         for entry in entries:
             node = by_identity.get(entry[1])
             if node is not None:
                 source.known.declare_at(node, directory.identity, entry[0])
+
+    def _listed_marks(self, directory: Directory) -> None:
+        """What the listing has told the target needs no mark, once it is flushed."""
+        assert directory.began is not None
+        marks: list[Mark] = [Names(directory.identity), Metadata(directory.identity)]
+        marks += self._activity.metadata_marks(entry[1] for entry in directory.entries)
+        self.copied.has(directory.began, marks)
 
     def _needs_content(self, identity: bytes) -> bool:
         return self._full or self._activity.runs_of(identity) != []
@@ -266,6 +283,7 @@ class Reintegration:
         self._opened.add(job)
         self.flushed = False
         self._source.apply_local()
+        job.began = self.copied.begins()
         size = os.fstat(job.fd).st_size
         if job.whole or self._full:
             job.ranges = deque([(0, size)] if size else [])
@@ -290,14 +308,30 @@ class Reintegration:
         if job.fd < 0:
             return
         if current:
+            self._file_copied(job)
             mtime_ns = os.fstat(job.fd).st_mtime_ns
             self._source.operation((Kind.ATTRIBUTES, job.identity, None, None, None, mtime_ns))
             node = self._nodes.by_identity.get(job.identity)
             if node is None or node.declared != self._source.session:
                 self._source.operation((Kind.FORGET, job.identity))
+        if job.began is not None:
+            self.copied.ends(job.began)
         self._opened.discard(job)
         os.close(job.fd)
         job.fd = -1
+
+    def _file_copied(self, job: FileJob) -> None:
+        """All of a file that was to be copied is there."""
+        self._extents_copied(job, TO_END_OF_FILE)
+        if job.whole:
+            self._source.operation((Kind.COMPLETE, job.identity))
+            self.copied.has_whole_file()
+
+    def _extents_copied(self, job: FileJob, last: int) -> None:
+        """Nothing up to this extent is left to be copied; what was not marked when the file was opened has no part."""
+        if last >= job.done_until and not job.cancelled and job.began is not None:
+            self.copied.has(job.began, [Extents(job.identity, job.done_until, last)])
+            job.done_until = last + 1
 
     def _read_more(self) -> None:
         """Give the helper as many chunks as there are slots, while the link keeps up."""
@@ -397,6 +431,8 @@ class Reintegration:
         job.in_work.remove(chunk)
         self.bytes_done += chunk.size
         self.bytes_left = max(0, self.bytes_left - chunk.size)
+        if (read_until := job.read_until) is not None:
+            self._extents_copied(job, (read_until >> self._source.shift) - 1)
         if not job.in_work and (job.cancelled or not job.ranges) and (not self._queue or self._queue[0] is not job):
             self._close(job)
 
@@ -437,13 +473,17 @@ class Reintegration:
             self._visited.clear()
             self._waiting[self._root.identity] = Directory(self._root.identity, self._root.handle)
             return
+        if self.copied.worth_it:
+            self.copied.flush()  # what was copied last; its answer may come when the pair is in sync
         self._finished()
 
     def progress(self) -> dict[str, Any]:
-        """Bytes done and left, bytes per second since the beginning, seconds left at that rate."""
+        """Bytes done and left, bytes per second since the beginning, seconds left at that rate; whether everything is
+        compared, or only what the logs name is copied."""
         elapsed = max(1e-3, time.monotonic() - self._started_at)
         rate = self.bytes_done / elapsed
         return {
+            "full": self._full,
             "bytes_done": self.bytes_done,
             "bytes_left": self.bytes_left,
             "bytes_sent": self.bytes_sent,

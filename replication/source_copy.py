@@ -22,6 +22,7 @@ from hotpair.replication.errors import BadConfiguration
 from hotpair.replication.layout_io import open_data
 from hotpair.replication.objects_io import ensure_identity, largest_file, new_identity
 from hotpair.replication.process_io import boot_id
+from hotpair.replication.snapshot_io import forget_snapshots
 from hotpair.replication.source_marks import MarkCommits
 from hotpair.replication.source_start import SourceOptions, adoptable
 from hotpair.replication.walk_io import check_kinds
@@ -39,6 +40,7 @@ class OwnCopy:
         known_root = stored.root if stored is not None else None
         self.kept = adoptable(options)
         self.root_fd = self.kept.root_fd if self.kept is not None else open_data(options.directory, known_root)
+        forget_snapshots(self.root_fd)
         check_kinds(self.root_fd, options.directory)
         self.identity = claim_copy(self.root_fd, options.directory, stored)
         self.changed = changed_since(options.state, self.root_fd, self.identity)  # since a clean stop, None: unknown

@@ -23,7 +23,7 @@ from hotpair.replication.errors import LinkLost, ProtocolError
 from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
-from hotpair.replication.limits import DESCRIPTORS_SPARE, SPIN_S
+from hotpair.replication.limits import COLD_READS_BESIDE_WRITES, COLD_READS_PER_TURN, DESCRIPTORS_SPARE, SPIN_S
 from hotpair.replication.link_io import Connector, Delivery
 from hotpair.replication.loop_io import Loop
 from hotpair.replication.modes import PRIM
@@ -125,9 +125,13 @@ class SourceProcess:
         source = self.source
         fuse_fd = self._mount.fuse_fd
         spinner = self._spinner
+        begin_reads, reads_wait = self.tap.files.cold_reads.begin_some, False
         loop, session, stop = self._loop, self._session, self._stop
         while not stop.ended:
-            events = spinner.poll(poll, session.connection is not None) or poll(TICK_S)
+            if reads_wait:
+                events = poll(0)
+            else:
+                events = spinner.poll(poll, session.connection is not None) or poll(TICK_S)
             try:
                 for fd, _ in events:
                     handler = handlers.get(fd)
@@ -136,6 +140,7 @@ class SourceProcess:
                 if stop.ended:
                     break
                 source.turn_end()
+                reads_wait = begin_reads(COLD_READS_BESIDE_WRITES if source.inflight else COLD_READS_PER_TURN)
                 if source.reintegration is not None:
                     source.reintegration.step()
                     source.turn_end()

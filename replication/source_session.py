@@ -218,9 +218,14 @@ class Session:
             self._progress_at = now
         limit = self._options.stall_timeout_s
         if now - self._progress_at > limit:
-            self.link_lost(f"no progress on outstanding operations for {limit:g} s")
+            self._abandon(f"no progress on outstanding operations for {limit:g} s")
         elif now - self._heard_at > limit:
-            self.link_lost(f"nothing heard from the peer for {limit:g} s")
+            self._abandon(f"nothing heard from the peer for {limit:g} s")
+
+    def _abandon(self, reason: str) -> None:
+        if self.connection is not None:
+            self.connection.abandon()
+        self.link_lost(reason)
 
     def greeting(self, now: float) -> bool:
         """Whether a connection is new enough that the target may still answer the hello."""

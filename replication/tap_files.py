@@ -11,6 +11,7 @@ from hotpair.replication import linux_io
 from hotpair.replication.cold_reads_io import ColdReads
 from hotpair.replication.dirty_log import Extents, Metadata
 from hotpair.replication.frames import Kind
+from hotpair.replication.limits import COLD_READS
 from hotpair.replication.nodes import Handle, Node
 from hotpair.replication.objects_io import proc_path
 from hotpair.replication.operations import Operation, PartlyApplied, attributes
@@ -104,13 +105,18 @@ class Files:
         node = self._nodes.handles[number].node
         if self._source.has_local_writes:
             self._source.apply_local()
+        if node.cold and not node.unflushed:  # what is not written back yet is in the page cache
+            node.cold -= 1
+            self.cold_reads.read(slot, node, offset, size)
+            return
         data = slot.memory[BODY : BODY + size]
         try:
             got = os.preadv(node.data_fd, (data,), offset, os.RWF_NOWAIT)
         except BlockingIOError:
             got = -1
         if got < size and not (got >= 0 and offset + got >= os.fstat(node.data_fd).st_size):
-            self.cold_reads.read(slot, node, offset, size)  # not all of it is in the page cache
+            node.cold = COLD_READS  # to find out that it is not in the page cache has cost as much as a read
+            self.cold_reads.read(slot, node, offset, size)
             return
         self._answer(slot, data[:got])
 

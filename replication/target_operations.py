@@ -59,6 +59,7 @@ class Operations:
             Kind.DESCRIBE: self._describe,
             Kind.CHECK_OBJECTS: comparison.objects,
             Kind.CHECK_NAMES: comparison.names,
+            Kind.COMPLETE: self._complete,
         }
 
     def _declare(self, fields: list[Any]) -> None:
@@ -195,6 +196,7 @@ class Operations:
             self._target.flush(self._target.open_data(item), data_only, flushed)
 
     def _flush_all(self, fields: list[Any]) -> None:
+        self._target.listing.before_flush(fields[1])
         self._target.on_flush_all(fields[1])
 
     def _check(self, fields: list[Any]) -> None:
@@ -224,6 +226,9 @@ class Operations:
 
     def _empty_trash(self, fields: list[Any]) -> None:
         self._target.listing.empty_trash()
+
+    def _complete(self, fields: list[Any]) -> None:
+        self._target.listing.complete(self._target.known(fields[2]))
 
 
 def _identity(identity: object) -> bytes:

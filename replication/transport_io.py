@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice
@@ -73,6 +74,10 @@ class PlainConnection:
     def pending(self) -> bool:
         """Whether something was received that epoll does not see."""
         return False
+
+    def abandon(self) -> None:
+        """Have ``close`` end it at once."""
+        abandon(self._sock)
 
     def close(self) -> None:
         self._sock.close()
@@ -139,6 +144,10 @@ class TlsConnection:
         """Whether the TLS layer holds decrypted bytes, which epoll does not see."""
         return self._sock.pending() > 0
 
+    def abandon(self) -> None:
+        """Have ``close`` end it at once."""
+        abandon(self._sock)
+
     def close(self) -> None:
         self._sock.close()
 
@@ -167,6 +176,13 @@ def prepare(sock: socket.socket) -> None:
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, TCP_NOTSENT_LOWAT_BYTES)
+
+
+def abandon(sock: socket.socket) -> None:
+    """Have ``close`` end a connection at once. Otherwise a peer that does not read would keep it half open for minutes,
+    with all that was sent and not received (socket(7), SO_LINGER).
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,18 @@ from hotpair.replication.objects_io import PRIVATE_NAME
 DIRECTORY_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def all_but_directories(root_fd: int) -> Iterator[tuple[int, os.DirEntry[str]]]:
+def all_but_directories(root_fd: int, most: int | None = None) -> Iterator[tuple[int, os.DirEntry[str]]]:
     """Each entry that is no directory, with an open descriptor of the one that it is in; our own folder left out.
 
     One directory is open at a time, and an order is kept as long as nothing changes: the file system's. Raises OSError.
+    ``most``: so many directories are looked into; None: all.
     """
     device = os.fstat(root_fd).st_dev
     waiting = [linux_io.name_to_handle(root_fd)]
     is_root = True
-    while waiting:
+    looked_into = 0
+    while waiting and looked_into != most:
+        looked_into += 1
         try:
             fd = linux_io.open_by_handle(root_fd, waiting.pop(), DIRECTORY_FLAGS)
         except OSError as error:

@@ -210,13 +210,16 @@ class Load:
 
 
 @contextlib.contextmanager
-def small_disk(base: str, megabytes: int) -> Iterator[str]:
-    """A directory on an ext4 of its own, in an image below ``base``; the loop device goes with the mount."""
+def small_disk(
+    base: str, megabytes: int, make: Sequence[str] = ("mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0")
+) -> Iterator[str]:
+    """A directory on an ext4 of its own (or what ``make`` makes), in an image below ``base``; the loop device goes with
+    the mount."""
     image, mount = f"{base}/disk.img", f"{base}/disk"
     with open(image, "wb") as file:
         file.truncate(megabytes << 20)
     os.mkdir(mount)
-    subprocess.run(["mkfs.ext4", "-q", "-F", "-b", "4096", "-m", "0", image], check=True)
+    subprocess.run([*make, image], check=True)
     subprocess.run(["mount", "-o", "loop", image, mount], check=True)
     try:
         os.mkdir(f"{mount}/data")

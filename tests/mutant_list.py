@@ -12,12 +12,14 @@ from tests.mutants import Mutant
 CONTRACT = "tests/test_contract.py::"
 STREAM = "tests/test_stream_pair.py::"
 WALK = "tests/test_stream_walk.py::"
+COPIED_TESTS, INTERRUPTED = "tests/test_copied.py::", "tests/test_interrupted.py::"
 LOG = "tests/test_dirty_log.py::"
 ACTIVITY = "tests/test_activity.py::"
 RECORD = "tests/test_record.py::"
 LYING = "tests/test_lying_target.py::"
 LAYOUT = "tests/test_layout_io.py::"
 POSIX = "tests/test_posix_difference.py::"
+SNAPSHOT = "tests/test_snapshot.py::"
 COPIES_TESTS, CLEAN_STOP = "tests/test_copies.py::", "tests/test_clean_stop.py::"
 
 SOURCE, SOURCE_PROCESS = "replication/source.py", "replication/source_process.py"
@@ -25,14 +27,23 @@ FLUSHES, COMMITS = "replication/source_flushes.py", "replication/source_marks.py
 OWN_COPY, SESSION = "replication/source_copy.py", "replication/source_session.py"
 VERDICTS = "replication/source_verdicts.py"
 TARGET, TARGET_PROCESS = "replication/target.py", "replication/target_process.py"
+TARGET_COPY, TARGET_SESSION = "replication/target_copy.py", "replication/target_session.py"
+TARGET_GREETING = "replication/target_greeting.py"
 OPERATIONS = "replication/target_operations.py"
 LISTING, REINTEGRATION = "replication/listing.py", "replication/reintegration.py"
+COPIED = "replication/copied.py"
 TAP, TAP_FILES, TAP_NAMES = "replication/tap_fuse.py", "replication/tap_files.py", "replication/tap_names.py"
 TAP_DIRECTORIES, TAP_ATTRIBUTES = "replication/tap_directories.py", "replication/tap_attributes.py"
 TAP_SET_ID = "replication/tap_set_id.py"
 MARKS, MARKS_IO, ACTIVE = "replication/dirty_log.py", "replication/dirty_log_io.py", "replication/activity.py"
 LAYOUT_PURE, LAYOUT_IO, MOUNTS = "replication/layout.py", "replication/layout_io.py", "replication/mounts_io.py"
 OWN_ATTRIBUTES, COPY_IDENTITY = "replication/own_attributes_io.py", "replication/copy_identity_io.py"
+SNAPSHOT_PURE, SNAPSHOT_IO = "replication/snapshot.py", "replication/snapshot_io.py"
+SNAPSHOT_HELPER, CLONE, RESTORE = (
+    "replication/snapshot_helper.py",
+    "replication/clone_io.py",
+    "replication/restore_io.py",
+)
 TABLE, TABLE_IO = "replication/clean_stop.py", "replication/clean_stop_io.py"
 OBJECTS, FRAMES, DURABLE = "replication/objects_io.py", "replication/frames.py", "cluster/record.py"
 
@@ -152,8 +163,8 @@ ACKNOWLEDGEMENTS = (
         "A read does not see a write that was sent and not yet applied here.",
         (
             TAP_FILES,
-            "node = self._nodes.handles[number].node\n        if self._source.has_local_writes:\n            self._source.apply_local()\n        data = ",
-            "node = self._nodes.handles[number].node\n        data = ",
+            "        if self._source.has_local_writes:\n            self._source.apply_local()\n        if node.cold and ",
+            "        if node.cold and ",
         ),
         tests=(CONTRACT + "test_read_sees_the_write_that_was_sent_and_not_yet_applied",),
     ),
@@ -372,8 +383,8 @@ FLUSHES = (
         "target skips the flush of everything",
         "The target says flushed without flushing its file system.",
         (
-            TARGET_PROCESS,
-            "            try:\n                linux_io.syncfs(self._root_fd)\n            except OSError as error:\n                code =",
+            TARGET_SESSION,
+            "            try:\n                linux_io.syncfs(self._copy.root_fd)\n            except OSError as error:\n                code =",
             "            try:\n                pass\n            except OSError as error:\n                code =",
         ),
         tests=(CONTRACT + "test_targets_flush_reaches_the_disk",),
@@ -568,14 +579,14 @@ STREAMING = (
         "old connection is served after a new hello",
         "The target applies what an old session still has in its socket.",
         (
-            TARGET_PROCESS,
-            "        if self.target.connection is not None:\n            self._drop_connection()\n        self._offered = ",
-            "        old = self.target.connection\n        self.target.connection = None\n        self._offered = ",
+            TARGET_SESSION,
+            "        if self._target.connection is not None:\n            self.drop_connection()\n        self._offered = ",
+            "        old = self._target.connection\n        self._target.connection = None\n        self._offered = ",
         ),
         (
-            TARGET_PROCESS,
-            "        self._watch(connection.fileno(), self._receive)\n",
-            "        self._watch(connection.fileno(), self._receive)\n        if old is not None:\n            self.target.connection = old\n",
+            TARGET_SESSION,
+            "        self._loop.watch(connection.fileno(), self._receive)\n",
+            "        self._loop.watch(connection.fileno(), self._receive)\n        if old is not None:\n            self._target.connection = old\n",
         ),
         tests=(CONTRACT + "test_old_sessions_connection_changes_nothing_after_the_new_hello",),
     ),
@@ -583,8 +594,8 @@ STREAMING = (
         "any session is resumed",
         "The target resumes whatever session the source names.",
         (
-            TARGET_PROCESS,
-            'resume = self._session is not None and hello.get("session") == self._session',
+            TARGET_SESSION,
+            'resume = self.identity is not None and hello.get("session") == self.identity',
             'resume = hello.get("session") is not None',
         ),
         tests=(CONTRACT + "test_target_resumes_only_its_own_session",),
@@ -593,9 +604,9 @@ STREAMING = (
         "session is resumed without being named",
         "A target in sync resumes with a source that does not know its session.",
         (
-            TARGET_PROCESS,
-            'resume = self._session is not None and hello.get("session") == self._session',
-            "resume = self._session is not None",
+            TARGET_SESSION,
+            'resume = self.identity is not None and hello.get("session") == self.identity',
+            "resume = self.identity is not None",
         ),
         tests=(CONTRACT + "test_target_resumes_only_its_own_session",),
     ),
@@ -603,8 +614,8 @@ STREAMING = (
         "session outlives a failed operation",
         "A target that failed an operation resumes the session as if it were in sync.",
         (
-            TARGET_PROCESS,
-            "        if isinstance(error, ProtocolError | TargetFailed):\n            self._session = None\n",
+            TARGET_SESSION,
+            "        if isinstance(error, ProtocolError | TargetFailed):\n            self.identity = None\n",
             "",
         ),
         tests=(CONTRACT + "test_target_that_failed_is_outdated_on_disk_before_it_says_so",),
@@ -659,7 +670,7 @@ DECISIONS = (
         "target does not tell its identity",
         "A target starts on another directory although its record knows the right one.",
         (
-            TARGET_PROCESS,
+            TARGET_COPY,
             "layout_io.open_data(options.directory, self.record.root if self.record is not None else None)",
             "layout_io.open_data(options.directory, None)",
         ),
@@ -668,21 +679,21 @@ DECISIONS = (
     mutant(
         "target serves another module",
         "The target lets another module's source overwrite its copy.",
-        (TARGET_PROCESS, '        elif hello["root"] != self.record.root:\n', "        elif False:\n"),
+        (TARGET_GREETING, '    elif hello["root"] != own_copy.record.root:\n', "    elif False:\n"),
         tests=(CONTRACT + "test_target_refuses_whom_it_cannot_serve",),
     ),
     mutant(
         "foreign files are overwritten",
         "A target whose directory holds something that was never a copy takes part.",
-        (TARGET_PROCESS, "            if entries and not self.options.overwrite:\n", "            if False:\n"),
+        (TARGET_GREETING, "        if entries and not options.overwrite:\n", "        if False:\n"),
         tests=(CONTRACT + "test_target_keeps_what_was_never_a_copy",),
     ),
     mutant(
         "target too small for the source's files",
         "A target is admitted whose file system cannot hold the largest file.",
         (
-            TARGET_PROCESS,
-            "if type(largest) is not int or largest > self._largest_file:",
+            TARGET_GREETING,
+            "if type(largest) is not int or largest > own_copy.largest_file:",
             "if type(largest) is not int:",
         ),
         tests=(CONTRACT + "test_target_refuses_whom_it_cannot_serve",),
@@ -690,15 +701,15 @@ DECISIONS = (
     mutant(
         "first reintegration is not recorded",
         "A target without a record lets itself be filled without one that says inconsistent.",
-        (TARGET_PROCESS, "                    inconsistent=True,\n", "                    inconsistent=False,\n"),
+        (TARGET_COPY, "                    inconsistent=True,\n", "                    inconsistent=False,\n"),
         tests=(CONTRACT + "test_target_says_what_it_is_when_that_is_on_disk",),
     ),
     mutant(
         "reintegration is not recorded on disk",
         "The target says that it is inconsistent and has not stored it.",
         (
-            TARGET_PROCESS,
-            "            self._store(records.begin_reintegration_as_target(self.record, generation))",
+            TARGET_COPY,
+            "            self.store(records.begin_reintegration_as_target(self.record, generation))",
             "            self.record = records.begin_reintegration_as_target(self.record, generation)",
         ),
         tests=(CONTRACT + "test_target_says_what_it_is_when_that_is_on_disk",),
@@ -707,13 +718,13 @@ DECISIONS = (
         "reintegration is recorded after the answer",
         "The target says that it is inconsistent before it has stored it.",
         (
-            TARGET_PROCESS,
-            "        if self.record is None:\n            if self._root_identity != ",
-            "        self.target.say(Kind.INCONSISTENT, generation)\n        self.target.send()\n        if self.record is None:\n            if self._root_identity != ",
+            TARGET_SESSION,
+            "        if self._copy.record is None and self._copy.root_identity != ",
+            "        self._target.say(Kind.INCONSISTENT, generation)\n        self._target.send()\n        if self._copy.record is None and self._copy.root_identity != ",
         ),
         (
-            TARGET_PROCESS,
-            '        self._say("state REINTEGRATING")\n        self.target.say(Kind.INCONSISTENT, generation)',
+            TARGET_SESSION,
+            '        self._say("state REINTEGRATING")\n        self._target.say(Kind.INCONSISTENT, generation)',
             '        self._say("state REINTEGRATING")',
         ),
         tests=(CONTRACT + "test_target_does_not_say_what_it_could_not_store",),
@@ -732,9 +743,9 @@ DECISIONS = (
         "sync is taken before it is stored",
         "The target says that it is in sync before it has stored it.",
         (
-            TARGET_PROCESS,
-            "        self._store(records.take_sync_as_target(",
-            "        self.target.say(Kind.TAKEN, encoded)\n        self.target.send()\n        self._store(records.take_sync_as_target(",
+            TARGET_SESSION,
+            "        self._copy.store(records.take_sync_as_target(",
+            "        self._target.say(Kind.TAKEN, encoded)\n        self._target.send()\n        self._copy.store(records.take_sync_as_target(",
         ),
         tests=(CONTRACT + "test_target_does_not_say_what_it_could_not_store",),
     ),
@@ -742,9 +753,9 @@ DECISIONS = (
         "sync is taken without a reintegration",
         "A target that did not begin a reintegration takes the offer of sync.",
         (
-            TARGET_PROCESS,
-            "        if self.record is None or not self.record.inconsistent or not self._begun:\n            raise",
-            "        if self.record is None:\n            raise",
+            TARGET_SESSION,
+            "        if self._copy.record is None or not self._copy.record.inconsistent or not self._begun:\n            raise",
+            "        if self._copy.record is None:\n            raise",
         ),
         tests=(CONTRACT + "test_sync_is_not_taken_without_a_reintegration",),
     ),
@@ -757,7 +768,7 @@ DECISIONS = (
     mutant(
         "any sync is taken",
         "A target takes an offer of sync from a source that is not in sync itself.",
-        (TARGET_PROCESS, "if not theirs.in_sync or theirs.solo or", "if theirs.solo or"),
+        (TARGET_SESSION, "if not theirs.in_sync or theirs.solo or", "if theirs.solo or"),
         tests=(LYING + "test_offer_of_sync_that_does_not_fit",),
     ),
     mutant(
@@ -833,7 +844,7 @@ DECISIONS = (
         "marks of the target are not told",
         "A source that comes back as target does not say what it has changed.",
         (
-            TARGET_PROCESS,
+            TARGET_COPY,
             "        if self.record is None or self.record.inconsistent:\n            return [], 0\n",
             "        return [], 0\n",
         ),
@@ -879,8 +890,8 @@ DECISIONS = (
         "failed target does not record it",
         "A target that failed an operation says that it is outdated without having stored it.",
         (
-            TARGET_PROCESS,
-            "                self._store(records.mark_outdated(replace(self.record, in_sync=False)))\n",
+            TARGET_COPY,
+            "            self.store(records.mark_outdated(replace(self.record, in_sync=False)))\n",
             "",
         ),
         tests=(CONTRACT + "test_target_that_failed_is_outdated_on_disk_before_it_says_so",),
@@ -889,9 +900,9 @@ DECISIONS = (
         "failed target that could not record it lies",
         "A target that could not store that it is outdated says that it is.",
         (
-            TARGET_PROCESS,
-            "            except (OSError, record_io.RecordNotStored) as failure:\n",
-            "            except (OSError, record_io.RecordNotStored) as failure:\n                outdated = True\n",
+            TARGET_COPY,
+            "failure)\n            return False\n",
+            "failure)\n            return True\n",
         ),
         tests=(CONTRACT + "test_target_that_failed_is_outdated_on_disk_before_it_says_so",),
     ),
@@ -936,7 +947,8 @@ REINTEGRATING = (
     mutant(
         "hard links are split",
         "A further name of a file becomes a file of its own on the target.",
-        (LISTING, "        if present and links > 1 and self._is_another(fd, name, identity):", "        if False:"),
+        (LISTING, "        if present and self._is_another(fd, name, identity):", "        if False:"),
+        (LISTING, "and self._link_moved(fd, name, identity):", "and False:"),
         (
             LISTING,
             "        known = target.objects.get(identity)\n        if known is not None:\n            try:\n                if known.kind",
@@ -982,6 +994,94 @@ REINTEGRATING = (
             "        self._opened.add(job)\n",
         ),
         tests=(CONTRACT + "test_what_came_after_the_flush_is_flushed_again",),
+    ),
+)
+
+CONTINUING = (
+    mutant(
+        "a mark leaves before the target has flushed",
+        "What has been copied leaves the log when it has been sent.",
+        (
+            COPIED,
+            "flush_everything(self._root_fd, flushed)",
+            "flush_everything(self._root_fd, flushed)\n        flushed(0)",
+        ),
+        tests=(
+            COPIED_TESTS + "test_what_both_have_flushed_leaves_the_log_while_the_rest_is_copied",
+            COPIED_TESTS + "test_marks_stay_when_the_link_is_lost_before_the_answer",
+        ),
+    ),
+    mutant(
+        "a mark leaves before this copy is flushed",
+        "The target's flush alone makes marks leave.",
+        (
+            "replication/source_flushes.py",
+            "        self.sync_file_system(root_fd, lambda error: self._local_done(wait, error))",
+            "        self._local_done(wait, 0)",
+        ),
+        tests=(COPIED_TESTS + "test_marks_stay_until_our_own_copy_is_flushed",),
+    ),
+    mutant(
+        "a mark leaves although its extent was changed after it was copied",
+        "What was accepted between the copy and the flush is not looked at.",
+        (COPIED, "self._activity.part(began, marks)", "self._activity.select(marks)"),
+        tests=(COPIED_TESTS + "test_mark_stays_when_its_extent_is_written_between_its_copy_and_the_flush",),
+    ),
+    mutant(
+        "a mark leaves although its extent was changed while the copies flush",
+        "What was accepted since the flush began is not looked at.",
+        (
+            ACTIVE,
+            "            if file.extents.get(extent, self.tick) <= selection.tick and not",
+            "            if extent in file.extents and not",
+        ),
+        tests=(COPIED_TESTS + "test_change_at_each_step_of_a_reintegration_keeps_its_mark",),
+    ),
+    mutant(
+        "the mark of an extent leaves that is half copied",
+        "Of a file that is being copied one extent too many is taken for copied.",
+        (REINTEGRATION, "(read_until >> self._source.shift) - 1)", "read_until >> self._source.shift)"),
+        tests=(COPIED_TESTS + "test_half_copied_extent_keeps_its_mark",),
+    ),
+    mutant(
+        "copied marks stay",
+        "Nothing leaves the log while a reintegration runs.",
+        (REINTEGRATION, "        self.copied.step(time.monotonic())\n", ""),
+        tests=(INTERRUPTED + "test_link_cut_at_half",),
+    ),
+    mutant(
+        "a new file counts as complete before it is flushed",
+        "An interruption by a power cut leaves a file that counts as complete, and is not.",
+        (LISTING, "        self._complete.add(item.handle)", "        self._is_complete(item.handle)"),
+        tests=(COPIED_TESTS + "test_new_file_counts_as_complete_when_it_is_flushed[False]",),
+    ),
+    mutant(
+        "what a flush has overtaken comes back from the trash",
+        "An object comes back that lacks what was copied into the one that took its place.",
+        (LISTING, "        if not os.listdir(self._trash_fd):\n            return\n", "        return\n"),
+        tests=(COPIED_TESTS + "test_what_lies_in_the_trash_since_before_a_flush_does_not_come_back",),
+    ),
+    mutant(
+        "one of two objects of one identity is taken blindly",
+        "What stands under a name is kept although live changes go to another object of that identity.",
+        (LISTING, "        if present and self._is_another", "        if present and links > 1 and self._is_another"),
+        tests=(COPIED_TESTS + "test_two_objects_of_one_identity",),
+    ),
+    mutant(
+        "a moved file is copied whole",
+        "A file whose new directory is listed first is made anew.",
+        (LISTING, "and self._link_moved(fd, name, identity):", "and False:"),
+        tests=(COPIED_TESTS + "test_moved_file_is_not_copied_whichever_directory_is_listed_first",),
+    ),
+    mutant(
+        "a former source that takes over again compares everything",
+        "The log that it gave up as a target is missed.",
+        (
+            DURABLE,
+            "        outdated=False,\n        boot=record.boot if boot is None else boot,\n        log_counter=0,\n",
+            "        outdated=False,\n        boot=record.boot if boot is None else boot,\n",
+        ),
+        tests=(INTERRUPTED + "test_take_over_and_back_copies_the_union_of_both_logs[target stopped]",),
     ),
 )
 
@@ -1262,14 +1362,14 @@ FAIL_CLOSED = (
     mutant(
         "the target leaves its bind mount",
         "After a clean end the copy is still shown.",
-        (TARGET_PROCESS, "        layout_io.hide(self.options.directory)\n", ""),
+        (TARGET_COPY, "        layout_io.hide(self._options.directory)\n", ""),
         tests=("tests/test_fail_closed.py::test_a_pair_of_protected_directories",),
     ),
     mutant(
         "a killed source's mount is in the way",
         "A server whose source was killed cannot be started as the target.",
         (
-            TARGET_PROCESS,
+            TARGET_COPY,
             "        keeper_io.take_away(options.state, options.directory)  # of a source that was killed here\n",
             "",
         ),
@@ -1296,7 +1396,7 @@ COPIES = (
     mutant(
         "the copy's id is not recorded by the target",
         "The first record of a target names no copy.",
-        (TARGET_PROCESS, "                    copy=self._copy,\n", ""),
+        (TARGET_COPY, "                    copy=self.identity,\n", ""),
         tests=(COPIES_TESTS + "test_each_copy_keeps_its_own_id",),
     ),
     mutant(
@@ -1357,8 +1457,8 @@ COPIES = (
         "the table of a clean stop is not written by the target",
         "What was changed on a stopped target is not found.",
         (
-            TARGET_PROCESS,
-            "            clean_stop_io.write_table(self.options.state, self._root_fd, self._copy)",
+            TARGET_COPY,
+            "            clean_stop_io.write_table(self._options.state, self.root_fd, self.identity)",
             "            pass",
         ),
         tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
@@ -1366,7 +1466,7 @@ COPIES = (
     mutant(
         "the source does not hear of files changed on the target",
         "The target keeps what it found for itself.",
-        (TARGET_PROCESS, '            "changed": sorted(self._changed or ()),\n', ""),
+        (TARGET_SESSION, '            "changed": sorted(self._copy.changed or ()),\n', ""),
         tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
     ),
     mutant(
@@ -1385,7 +1485,7 @@ COPIES = (
         "the target's table goes at its start",
         "A target that dies before a source has noted what was changed forgets it.",
         (
-            TARGET_PROCESS,
+            TARGET_COPY,
             "        self._log_path = os.path.join(",
             "        clean_stop_io.remove_table(options.state)\n        self._log_path = os.path.join(",
         ),
@@ -1400,7 +1500,7 @@ COPIES = (
     mutant(
         "the target's table stays",
         "After a crash all that was written since the last clean stop is compared.",
-        (TARGET_PROCESS, "        clean_stop_io.remove_table(self.options.state)", "        pass"),
+        (TARGET_COPY, "        clean_stop_io.remove_table(self._options.state)", "        pass"),
         tests=(CLEAN_STOP + "test_changed_behind_the_mirrors_back",),
     ),
     mutant(
@@ -1426,7 +1526,7 @@ COPIES = (
     mutant(
         "a target with a damaged table compares nothing",
         "That all may have been changed is not said.",
-        (TARGET_PROCESS, "marks if self._changed is not None else None", "marks"),
+        (TARGET_SESSION, "marks if self._copy.changed is not None else None", "marks"),
         tests=(CLEAN_STOP + "test_a_damaged_table_of_either_side",),
     ),
     mutant(
@@ -1437,7 +1537,118 @@ COPIES = (
     ),
 )
 
+SNAPSHOTS = (
+    mutant(
+        "a half-copied tree takes the place of the snapshot",
+        "A reintegration that begins again keeps the first snapshot, the last consistent copy.",
+        (SNAPSHOT_IO, "        if record.inconsistent:\n", "        if False:\n"),
+        tests=(SNAPSHOT + "test_the_first_one_is_kept",),
+    ),
+    mutant(
+        "a snapshot is kept for ever",
+        "It is removed when the target is in sync.",
+        (TARGET_SESSION, "Kind.TAKEN, encoded)\n        self._snapshots.drop()\n", "Kind.TAKEN, encoded)\n"),
+        tests=(SNAPSHOT + "test_removed_when_in_sync",),
+    ),
+    mutant(
+        "a snapshot left by a crash is kept",
+        "In sync, and killed before it could remove it.",
+        (TARGET_PROCESS, "            self._snapshots.put_away()  #", "            pass  #"),
+        tests=(SNAPSHOT + "test_left_by_a_crash_after_sync",),
+    ),
+    mutant(
+        "a source keeps a snapshot",
+        "It would be taken for a later one.",
+        (OWN_COPY, "        forget_snapshots(self.root_fd)\n", ""),
+        tests=(SNAPSHOT + "test_left_by_a_crash_after_sync",),
+    ),
+    mutant(
+        "inconsistent before the snapshot is made",
+        "The snapshot is complete and durable before the first byte changes.",
+        (
+            SNAPSHOT_IO,
+            "        token = secrets.token_hex(8)\n",
+            "        token = secrets.token_hex(8)\n        done()\n",
+        ),
+        tests=(SNAPSHOT + "test_the_loop_goes_on_and_the_time_is_bounded",),
+    ),
+    mutant(
+        "the target is silent while a snapshot is made",
+        "It says that it is busy.",
+        (TARGET_SESSION, "(self._flushing_all or self._snapshots.working)", "self._flushing_all"),
+        tests=(SNAPSHOT + "test_the_loop_goes_on_and_the_time_is_bounded",),
+    ),
+    mutant(
+        "a snapshot may take any time",
+        "The VM's writes may wait for it.",
+        (SNAPSHOT_IO, "making is not None and now >= making.until", "making is not None and False"),
+        tests=(SNAPSHOT + "test_the_loop_goes_on_and_the_time_is_bounded",),
+    ),
+    mutant(
+        "the VM's writes wait as long for a snapshot as a source that is alone",
+        "A short wait must not become a fence.",
+        (TARGET_SESSION, "SNAPSHOT_S if self._source_is_alone else SNAPSHOT_FROZEN_S", "SNAPSHOT_S"),
+        tests=(SNAPSHOT + "test_the_loop_goes_on_and_the_time_is_bounded",),
+    ),
+    mutant(
+        "a snapshot may have any size",
+        "A limit on everything.",
+        (SNAPSHOT_HELPER, "        if count > limit:", "        if False:"),
+        tests=(SNAPSHOT + "test_bounds_of_the_helper", SNAPSHOT + "test_more_entries_than_the_limit"),
+    ),
+    mutant(
+        "a snapshot keeps the copy from being in sync",
+        "Where the disk is too small for both, the snapshot is given up.",
+        (
+            TARGET_SESSION,
+            "        if self._copy.inconsistent and error.errno in",
+            "        if False and error.errno in",
+        ),
+        tests=(SNAPSHOT + "test_given_up_when_there_is_no_room_for_both",),
+    ),
+    mutant(
+        "a restored copy is not outdated",
+        "It could be granted a take-over over what the lost server acknowledged.",
+        (SNAPSHOT_PURE, "records.mark_outdated(", "("),
+        tests=(SNAPSHOT + "test_the_restored_record", SNAPSHOT + "test_source_lost_for_ever_in_the_middle"),
+    ),
+    mutant(
+        "a restored copy has nothing to compare",
+        "The peer has taken from its log what it had copied before the restore.",
+        (RESTORE, "            is_everything=True,\n", ""),
+        tests=(SNAPSHOT + "test_source_lost_for_ever_in_the_middle",),
+    ),
+    mutant(
+        "the snapshot goes before the record",
+        "Until the record is stored the snapshot is whole.",
+        (
+            RESTORE,
+            "            record = self._remember(",
+            "            snapshot_io.put_away(private_fd)\n            record = self._remember(",
+        ),
+        tests=(SNAPSHOT + "test_restore_interrupted_at_every_step",),
+    ),
+    mutant(
+        "the surplus of the half-copied tree stays",
+        "The copy is exactly what it was.",
+        (RESTORE, '            self._move(root_fd, old_fd, "take away", PRIVATE_NAME)\n', ""),
+        tests=(SNAPSHOT + "test_source_lost_for_ever_in_the_middle",),
+    ),
+    mutant(
+        "a restored file has no identity",
+        "The same name with another id is another file.",
+        (CLONE, "            own_attributes_io.write(clone, self._to_be, identity)\n", "            pass\n"),
+        tests=(SNAPSHOT + "test_source_lost_for_ever_in_the_middle",),
+    ),
+    mutant(
+        "hard links become files of their own",
+        "Which names are one file is part of the copy.",
+        (CLONE, "        if several and status.st_ino in self._linked:", "        if False:"),
+        tests=(SNAPSHOT + "test_source_lost_for_ever_in_the_middle",),
+    ),
+)
+
 MUTANTS = (
-    *ACKNOWLEDGEMENTS, *MARKING, *FLUSHES, *STREAMING, *DECISIONS, *REINTEGRATING, *OBJECTS_AND_ERRORS, *DIRTY_LOG,
-    *FAIL_CLOSED, *COPIES,
+    *ACKNOWLEDGEMENTS, *MARKING, *FLUSHES, *STREAMING, *DECISIONS, *REINTEGRATING, *CONTINUING, *OBJECTS_AND_ERRORS,
+    *DIRTY_LOG, *FAIL_CLOSED, *COPIES, *SNAPSHOTS,
 )  # fmt: skip

@@ -284,11 +284,14 @@ class StreamPair:
         target.listing = Listing(target)
         target.on_message = self._for_target
         target.on_failure = lambda sequence, error: None
-        target.on_flush_all = lambda sequence: target.say(Kind.FLUSHED, sequence)
+        target.on_flush_all = self._flush_target
+
+    def _flush_target(self, sequence: int) -> None:
+        self.target.listing.flushed(sequence)
+        self.target.say(Kind.FLUSHED, sequence)
 
     def _close_listing(self) -> None:
-        if self.target.listing._trash_fd >= 0:
-            os.close(self.target.listing._trash_fd)
+        self.target.listing.close()
 
     def _end_target(self) -> None:
         self.target.detach()
@@ -358,6 +361,7 @@ class StreamPair:
             self.source, self.activity, self.tap.nodes, self.source_root, self.tap.root,
             cast(Helper, self.helper), full, self._try_to_finish,
         )  # fmt: skip
+        reintegration.copied.interval_s = 0.0  # whenever there is a reason
         self.source.begin_session(reintegration, self.tap.root)
 
     def _try_to_finish(self) -> None:

@@ -89,8 +89,12 @@ def mount(source: bytes, target: bytes, kind: bytes) -> None:
 
 
 def umount_lazily(target: bytes) -> None:
-    """Take a mount out of the name space now, whatever still uses it (``umount -l``); it never blocks."""
-    _check(_libc.umount2(target, MNT_DETACH), target)
+    """Take a mount out of the name space now, whatever still uses it (``umount -l``); it never blocks.
+
+    It is no error if it is gone: its own process may have unmounted it at this moment.
+    """
+    if _libc.umount2(target, MNT_DETACH) < 0 and ctypes.get_errno() != errno.EINVAL:
+        _check(-1, target)
 
 
 FS_IMMUTABLE_FL = 0x10

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import secrets
 import subprocess
 import sys
 import time
@@ -96,8 +97,12 @@ def test_ports_are_not_given_twice() -> None:
 
 
 def test_marked_processes_are_found_by_their_mark() -> None:
-    sleeper = subprocess.Popen(["sleep", "60"], env={**os.environ, MARK: "test-mark"})
-    assert processes_marked("test-mark") == [sleeper.pid]
-    sleeper.kill()
-    sleeper.wait()
-    assert processes_marked("test-mark") == []
+    mark = secrets.token_hex(8)
+    pipe = subprocess.PIPE
+    with subprocess.Popen(["cat"], env={**os.environ, MARK: mark}, stdin=pipe, stdout=pipe, bufsize=0) as child:
+        assert child.stdin is not None and child.stdout is not None
+        child.stdin.write(b"x")
+        assert child.stdout.read(1) == b"x"  # it has its environment, which it gets after it has begun
+        assert processes_marked(mark) == [child.pid]
+        child.stdin.close()
+    assert processes_marked(mark) == []
