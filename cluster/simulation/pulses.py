@@ -125,12 +125,14 @@ class Ear:
                 return False
         return True
 
-    def skip(self, seconds: float, hears_pulses: tuple[bool, bool], hears_link: bool) -> None:
-        """As if the same had been heard all the time."""
+    def skip(self, local_s: float, hears_pulses: tuple[bool, bool], hears_link: bool) -> None:
+        """As if the same had been heard all the time until then."""
         detector = self.detector
+        assert local_s >= detector.now - PULSE_S
+        now = max(local_s, detector.now)
         networks = {
-            name: replace(network, heard_at=network.heard_at + seconds) if comes else network
+            name: replace(network, heard_at=now) if comes else network
             for (name, network), comes in zip(detector.networks.items(), hears_pulses, strict=True)
         }
-        evidence_at = detector.evidence_at + (seconds if hears_link or any(hears_pulses) else 0.0)
-        self.detector = replace(detector, now=detector.now + seconds, evidence_at=evidence_at, networks=networks)
+        evidence_at = now if hears_link or any(hears_pulses) else detector.evidence_at
+        self.detector = replace(detector, now=now, evidence_at=evidence_at, networks=networks)
