@@ -14,11 +14,18 @@ def main() -> int:
         from hotpair.cluster.witness_command import main as witness
 
         return witness(arguments[1:])
+    if arguments[:1] == ["simulate"]:
+        from hotpair.simulate_command import main as simulate
+
+        return simulate(arguments[1:])
     if arguments == ["--version"]:
         from hotpair import __version__
 
         print(f"hotpair {__version__}")
         return 0
-    usage = "usage: hotpair mirror source|target|protect|unprotect --help, hotpair witness --help, hotpair --version"
+    usage = (
+        "usage: hotpair mirror source|target|protect|unprotect --help, hotpair witness --help, "
+        "hotpair simulate --help, hotpair --version"
+    )
     print(usage, file=sys.stderr)
     return 2

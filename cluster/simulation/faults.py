@@ -163,5 +163,3 @@ def _fault(random: Random, at_s: float, name: str) -> Fault:
         case "checker":
             detail = random.choice(_CHECKER).value
     return Fault(round(at_s, 3), name, server, round(length, 3), detail)
-
-

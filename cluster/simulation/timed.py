@@ -57,9 +57,8 @@ from hotpair.cluster.module_values import (
 )
 from hotpair.cluster.record import Side
 from hotpair.cluster.simulation import actions, invariants, mirrors
-from hotpair.cluster.simulation.actions import MATERIAL, Action, Scope
+from hotpair.cluster.simulation.actions import MATERIAL, Scope
 from hotpair.cluster.simulation.faults import (
-    COMMON,
     END_S,
     IN_SYNC_BY_S,
     QUIET_FROM_S,
@@ -68,7 +67,7 @@ from hotpair.cluster.simulation.faults import (
     Fault,
     Plan,
 )
-from hotpair.cluster.simulation.pulses import NETWORKS, PULSE_S, TIMEOUT_S, Datagram, Ear, Paths
+from hotpair.cluster.simulation.pulses import NETWORKS, PULSE_S, Datagram, Ear, Paths
 from hotpair.cluster.simulation.world import (
     BOOT,
     EVERYTHING,
@@ -90,6 +89,7 @@ GAP_S = 0.2  # a shorter pause is not counted as one
 CAUSE_S = 30.0  # a pause belongs to the last fault before it, if that is not longer ago
 MOST_EVENTS = 60_000  # a life needs some thousand: more is a loop
 ARMED_S = 60.0
+UNEXPLAINED_S = 20.0  # a split brain needs a reason that is not longer ago
 
 FIRST_ID = 1000  # above all ids of the worlds' starts
 _CONTROL, _MIRROR = "control", "mirror"
@@ -99,7 +99,11 @@ _ACTS: dict[str, str] = {
     "receive": _MIRROR, "link loss": _MIRROR, "connect": _MIRROR, "fill": _MIRROR, "fence itself": _MIRROR,
     "write": _MIRROR, "flush": _MIRROR,
 }  # fmt: skip
-_QUIET = frozenset({"datagram", "write", "receive", "flush", "timer", "mirror report"})
+# faults in which the two still hear each other
+_LEAVES_PULSES = frozenset(
+    {"link fails", "link slow", "mirror dies", "mirror freezes", "vm dies", "arbiter down"}
+    | {"arbiter slow", "arbiter not reached", "disk full", "checker"}
+)
 
 Key = tuple[Any, ...]
 
@@ -167,6 +171,7 @@ class Simulation:
         self._flushed = 0
         self._fragile = 0
         self._tainted = False
+        self._deaf_at = 0.0
         self._generations: list[set[bytes]] = [set(), set()]
         self._runs = True
         self._stopped_at = -1.0
@@ -339,6 +344,8 @@ class Simulation:
             return
         if one.solo and other.solo and one.generation != other.generation:
             self._tainted = self.result.split_brain = True
+            if self.now - self._deaf_at > UNEXPLAINED_S:
+                raise Violation("split brain: though all that time they could hear each other")
 
     def _watch_generation(self, s: int, old: bytes, new: bytes) -> None:
         """Generations never go back on a disk."""
@@ -573,9 +580,10 @@ class Simulation:
                 continue
             if not ear.is_settled(comes, link):
                 return False
-            if theirs is not None and other is not None and any(comes):
-                if ear.peer_incarnation != other.incarnation or module.peer != self._view(1 - t, theirs):
-                    return False
+            if theirs is None or other is None or not any(comes):
+                continue
+            if ear.peer_incarnation != other.incarnation or module.peer != self._view(1 - t, theirs):
+                return False
         period = PULSE_S / self.plan.rates[s]
         last = self._beats[s] + period * int((until_s - self._beats[s]) / period)
         for t in (0, 1):
@@ -800,6 +808,8 @@ class Simulation:
         self._say(f"--- {fault.describe().strip()}")
         s = fault.server
         length = min(fault.length_s, max(QUIET_FROM_S - 10.0 - self.now, 0.05))
+        if fault.name not in _LEAVES_PULSES:
+            self._deaf_at = self.now + length
         if fault.name not in ("death between two effects", "command", "checker"):
             self._happened(fault.name)
         match fault.name:
@@ -1003,7 +1013,7 @@ class Simulation:
 
     def _is_excused(self) -> bool:
         one, other = (server.record for server in self.world.servers)
-        if one is None or other is None or one.inconsistent and other.inconsistent:
+        if one is None or other is None or (one.inconsistent and other.inconsistent):
             return True
         return invariants.is_operators(self.world) and (self.world.overridden or self._tainted)
 
@@ -1068,6 +1078,3 @@ def _describe(world: World, s: int) -> str:
 
 def simulate(plan: Plan, tell: Callable[[str], None] | None = None) -> Result:
     return Simulation(plan, tell).run()
-
-
-__all__ = ["TIMEOUT_S", "Action", "PeerView", "Result", "Simulation", "simulate", "COMMON"]
