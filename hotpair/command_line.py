@@ -14,11 +14,15 @@ def main() -> int:
         from hotpair.cluster.witness_command import main as witness
 
         return witness(arguments[1:])
+    if arguments[:1] == ["simulate"]:
+        from hotpair.simulate_command import main as simulate
+
+        return simulate(arguments[1:])
     if arguments == ["--version"]:
         from hotpair import __version__
 
         print(f"hotpair {__version__}")
         return 0
     mirror = "hotpair mirror source|target|protect|unprotect|restore --help"
-    print(f"usage: {mirror}, hotpair witness --help, hotpair --version", file=sys.stderr)
+    print(f"usage: {mirror}, hotpair witness|simulate --help, hotpair --version", file=sys.stderr)
     return 2

@@ -57,7 +57,7 @@ from hotpair.cluster.module_events import (
 from hotpair.cluster.module_machine import step
 from hotpair.cluster.module_values import MirrorMode, Module, Plan, Role, State, Vm, view
 from hotpair.cluster.simulation import mirrors
-from hotpair.cluster.simulation.world import BOOT, FRESH, NAMES, OLD_BOOT, Server, World, change, flush, settings
+from hotpair.cluster.simulation.world import BOOT, NAMES, OLD_BOOT, Server, World, change, flush, settings
 
 
 class Sort(NamedTuple):
@@ -322,7 +322,7 @@ def perform(world: World, action: Action, scope: Scope) -> World:
     if action.name == "answer":
         world = world._replace(answers=_without(world.answers, (s, action.argument)))
     module = world.servers[s].module or Module(settings=settings(scope.kind, s))
-    module, effects = step(module, event, Now(0.0, FRESH))
+    module, effects = step(module, event, Now(0.0, world.fresh))
     if action.name == "command" and action.argument in _OVERRIDES and _is_accepted(effects):
         forced = world.forced or action.argument is Command.PRIM_FORCE
         world = world._replace(overridden=True, forced=forced)
@@ -361,7 +361,7 @@ def cuts(world: World, action: Action, scope: Scope) -> Iterator[Action]:
         return
     s = action.server
     module = world.servers[s].module or Module(settings=settings(scope.kind, s))
-    _, effects = step(module, event, Now(0.0, FRESH))
+    _, effects = step(module, event, Now(0.0, world.fresh))
     material = sum(isinstance(effect, MATERIAL) for effect in effects)
     for cut in range(1, material):
         yield action._replace(cut=cut, dies="control")

@@ -17,7 +17,6 @@ from hotpair.cluster.record import Copying, Record, Side
 from hotpair.cluster.simulation.world import (
     BOOT,
     EVERYTHING,
-    FRESH,
     ROOT,
     World,
     acknowledge,
@@ -37,7 +36,7 @@ def start(world: World, s: int, role: Role, *, alone: bool) -> World:
         assert not server.vm, "a target's directory is not written by a VM"
         return change(world, s, mirror=Mirror(Role.TARGET, MirrorMode.IDLE))
     if own is None:
-        own = Record(generation=FRESH, last_role="ALONE", solo=True, boot=BOOT, configuration=b"", root=ROOT)
+        own = Record(generation=world.fresh, last_role="ALONE", solo=True, boot=BOOT, configuration=b"", root=ROOT)
     elif own.inconsistent or own.outdated:
         return world
     goes = alone and own.solo
@@ -220,7 +219,7 @@ def _inconsistent(world: World, s: int, mirror: Mirror) -> World:
 def _go_solo(world: World, s: int, mirror: Mirror) -> World:
     own = world.servers[s].record
     assert own is not None
-    world = change(world, s, record=records.go_alone(own, FRESH, boot=BOOT), mirror=mirror)
+    world = change(world, s, record=records.go_alone(own, world.fresh, boot=BOOT), mirror=mirror)
     return _release(world, s)
 
 

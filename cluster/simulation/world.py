@@ -31,8 +31,8 @@ NAMES = ("a", "b")
 BOOT = "now"  # a host's boot id; a reboot makes the record's an old one, which is all that is ever compared
 OLD_BOOT = "old"
 ROOT = b"r" * 16
-EVERYTHING = 1 << 30  # in a dirty log: full comparison
-MOST_WRITES = 8
+MOST_WRITES = 4000  # of one world; a write is a bit
+EVERYTHING = 1 << MOST_WRITES  # in a dirty log: full comparison
 
 
 def named(number: int) -> bytes:
@@ -68,6 +68,7 @@ class World(NamedTuple):
 
     `requests`: (server, claim id or look id, claim or None) on the way to the arbiter; `answers` on the way back.
     `overridden`: an operator has chosen a copy, and the data is what was chosen; `forced`: against the arbiter.
+    `fresh`: the id of the next generation. An explorer renames it after each action, a simulation gives a new one.
     """
 
     servers: tuple[Server, Server]
@@ -85,6 +86,7 @@ class World(NamedTuple):
     commands: int
     overridden: bool
     forced: bool
+    fresh: bytes = FRESH
 
 
 def settings(kind: Kind, server: int) -> Settings:

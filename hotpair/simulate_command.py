@@ -1,0 +1,163 @@
+"""The command `hotpair simulate`: seeds of a pair's life with faults, their summary, and what failed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from hotpair.cluster.arbitration import Kind
+from hotpair.cluster.simulation.batch import Summary, lives, quantile, shrink
+from hotpair.cluster.simulation.faults import END_S, Plan, plan
+from hotpair.cluster.simulation.timed import Result, simulate
+
+MOST_SEEDS = 10_000_000
+MOST_SHOWN = 5  # failing seeds printed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 1 when an invariant did not hold, 2 for arguments that make no sense."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.ray is not None:
+        parser.error("--ray is not built yet: run it with --from on each machine, and --jobs")
+    if not 0 < given.seeds <= MOST_SEEDS:
+        parser.error(f"--seeds: from 1 to {MOST_SEEDS}")
+    if not 0 < given.jobs <= (os.cpu_count() or 1) * 4:
+        parser.error("--jobs: from 1 to four for each processor")
+    if given.only is not None and given.seed is None:
+        parser.error("--only goes with --seed: the numbers are those of one seed's faults")
+    kind = Kind(given.policy)
+    if given.seed is not None:
+        return _one(parser, kind, given)
+    return _many(kind, given)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hotpair simulate",
+        description="Simulate pairs of servers with faults, on the real state machine, and check what the protocol "
+        f"promises. A seed is one life of {END_S / 60:.0f} minutes, always the same.",
+    )
+    parser.add_argument("--seeds", type=int, default=1000, help="how many (default 1000)")
+    parser.add_argument("--from", type=int, default=0, dest="first", help="the first one (default 0)")
+    parser.add_argument("--policy", choices=[kind.value for kind in Kind], default="witness", help="arbitration")
+    parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--json", metavar="FILE", help="write the result of each seed there, one line each")
+    parser.add_argument("--shrink", action="store_true", help="shorten a failing seed's list of faults")
+    parser.add_argument("--seed", type=int, help="only this one, and what became of it")
+    parser.add_argument("--only", metavar="N,N", help="with --seed: only these of its faults, by number")
+    parser.add_argument("--trace", action="store_true", help="with --seed: everything that happens")
+    parser.add_argument("--ray", metavar="ADDRESS", help="spread the seeds over a Ray cluster")
+    return parser
+
+
+def command_for(kind: Kind, seed: int, only: tuple[int, ...] | None = None) -> str:
+    """What to type to see this seed again."""
+    chosen = "" if only is None else f" --only {','.join(str(number) for number in only) or 'none'}"
+    return f"hotpair simulate --policy {kind.value} --seed {seed}{chosen} --trace"
+
+
+# ---- one seed
+
+
+def _one(parser: argparse.ArgumentParser, kind: Kind, given: argparse.Namespace) -> int:
+    whole = plan(given.seed, kind)
+    chosen = tuple(range(len(whole.faults)))
+    if given.only is not None:
+        try:
+            chosen = () if given.only == "none" else tuple(int(number) for number in given.only.split(","))
+        except ValueError:
+            parser.error("--only: numbers with commas between them, or none")
+        if any(not 0 <= number < len(whole.faults) for number in chosen):
+            parser.error(f"--only: seed {given.seed} has the faults 0 to {len(whole.faults) - 1}")
+    _print_faults(whole, chosen)
+    result = simulate(whole.only(chosen), print if given.trace else None)
+    _print_result(result)
+    if result.wrong and given.shrink:
+        _print_shrunk(whole)
+    return 1 if result.wrong else 0
+
+
+def _print_faults(whole: Plan, chosen: Sequence[int]) -> None:
+    print(f"seed {whole.seed}, {whole.kind.value}, starts {'apart' if whole.starts_apart else 'in sync'}:")
+    for number in chosen:
+        print(f"  {number:2} at {whole.faults[number].describe()}")
+
+
+def _print_result(result: Result) -> None:
+    for begin, seconds, cause in result.gaps:
+        print(f"  no service for {seconds} s from {begin} s, after: {cause}")
+    print(f"{result.events} events, {result.writes} writes")
+    print(f"VIOLATION at {result.at_s} s: {result.wrong}" if result.wrong else "nothing wrong")
+
+
+def _print_shrunk(whole: Plan) -> None:
+    kept, result = shrink(whole)
+    print(f"{len(whole.faults)} faults shrunk to {len(kept)}, at {result.at_s} s: {result.wrong}")
+    for number in kept:
+        print(f"  {number:2} at {whole.faults[number].describe()}")
+    print(f"  {command_for(whole.kind, whole.seed, kept)}")
+
+
+# ---- many seeds
+
+
+def _many(kind: Kind, given: argparse.Namespace) -> int:
+    summary = Summary()
+    began = time.monotonic()
+    with ExitStack() as stack:
+        out = None if given.json is None else stack.enter_context(open(given.json, "w", encoding="utf-8"))
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
+        task = progress.add_task(kind.value, total=given.seeds)
+        for result in lives(kind, range(given.first, given.first + given.seeds), given.jobs):
+            summary.add(result)
+            if out is not None:
+                out.write(json.dumps(asdict(result)) + "\n")
+            wrong = f": {len(summary.wrong)} wrong" if summary.wrong else ""
+            progress.update(task, advance=1, description=f"{kind.value}{wrong}")
+    _print_summary(summary, kind, time.monotonic() - began)
+    for result in sorted(summary.wrong, key=lambda result: result.seed)[:MOST_SHOWN]:
+        print(f"VIOLATION seed {result.seed} at {result.at_s} s: {result.wrong}")
+        print(f"  {command_for(kind, result.seed)}")
+        if given.shrink:
+            _print_shrunk(plan(result.seed, kind))
+    return 1 if summary.wrong else 0
+
+
+def _print_summary(summary: Summary, kind: Kind, seconds: float) -> None:
+    console = Console()
+    table = Table(title=f"{summary.seeds} seeds, {kind.value}: faults and service gaps (seconds)")
+    columns = ("fault", "times", "gaps", "median", "95 %", "longest", "split brain", "overridden", "violations")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right")
+    for name, row in sorted(summary.rows.items()):
+        gaps = sorted(row.gaps)
+        spread = [f"{quantile(gaps, part):.1f}" for part in (0.5, 0.95, 1.0)] if gaps else ["", "", ""]
+        marks = [str(count or "") for count in (row.split_brains, row.overridden, row.wrong)]
+        table.add_row(name, str(row.happened), str(len(gaps)), *spread, *marks)
+    console.print(table)
+    outcomes = Table(title="outcomes")
+    outcomes.add_column("outcome")
+    outcomes.add_column("seeds", justify="right")
+    for name, count in summary.outcomes.most_common():
+        outcomes.add_row(name, str(count))
+    console.print(outcomes)
+    print(
+        f"{summary.seeds} seeds, {summary.events} events, {summary.writes} writes in {seconds:.1f} s: "
+        f"{summary.seeds / max(seconds, 1e-9):.1f} seeds/s"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
