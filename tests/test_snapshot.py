@@ -130,7 +130,7 @@ def stored(pair: MirrorPair) -> Record:
 
 def own_folder(directory: str) -> list[str]:
     """What snapshots there are, and what is left of some."""
-    return sorted(name for name in os.listdir(f"{directory}/.hotpair") if "-" in name)
+    return sorted(name for name in os.listdir(f"{directory}/.hotpair") if "-" in name and name != "old-trash")
 
 
 def restore(pair: MirrorPair) -> "subprocess.CompletedProcess[str]":
