@@ -119,6 +119,7 @@ def adopt(draft: Draft, event: Started) -> None:
         mirror=mirror,
         vm=event.vm,
         live=mirror is not None and mirror.session,
+        listening=True,
     )
     is_idle = mirror is None and event.vm is Vm.OFF
     if is_idle and not event.wanted:
@@ -146,11 +147,11 @@ def _adopted_state(module: Module) -> State:
 
 
 def hear_peer(draft: Draft, event: PeerHeard) -> None:
-    draft.change(peer=event.view)
+    draft.change(peer=event.view, listening=False)
 
 
 def lose_peer(draft: Draft, event: PeerLost) -> None:
-    draft.change(peer=None)
+    draft.change(peer=None, listening=False)
 
 
 def hear_mirror(draft: Draft, event: MirrorReported) -> None:

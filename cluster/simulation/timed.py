@@ -89,6 +89,7 @@ GAP_S = 0.2  # a shorter pause is not counted as one
 CAUSE_S = 30.0  # a pause belongs to the last fault before it, if that is not longer ago
 MOST_EVENTS = 60_000  # a life needs some thousand: more is a loop
 ARMED_S = 60.0
+TAKES_OVER_S = 15.0  # TIMEOUT_S, one refused claim, and a VM that starts
 UNEXPLAINED_S = 20.0  # a split brain needs a reason that is not longer ago
 
 FIRST_ID = 1000  # above all ids of the worlds' starts
@@ -134,14 +135,14 @@ class Violation(Exception):
 
 
 class Simulation:
-    """One life. `tell` gets a line for everything that happens."""
+    """One life. `tell` gets a line for everything that happens; `world` is a start of a story's own."""
 
-    def __init__(self, plan: Plan, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(self, plan: Plan, tell: Callable[[str], None] | None = None, world: World | None = None) -> None:
         self.plan = plan
         self.kind = plan.kind
         self.now = 0.0
         self.result = Result(plan.seed, plan.kind.value)
-        self.world: World = (pair_apart if plan.starts_apart else pair_in_sync)(plan.kind, 0, 0)
+        self.world: World = world or (pair_apart if plan.starts_apart else pair_in_sync)(plan.kind, 0, 0)
         self._scope = Scope(plan.kind)
         self._tell = tell
         self._random = Random(f"delays {plan.kind.value} {plan.seed}")
@@ -173,9 +174,10 @@ class Simulation:
         self._tainted = False
         self._deaf_at = 0.0
         self._generations: list[set[bytes]] = [set(), set()]
-        self._runs = True
+        self._runs = invariants.runs(self.world)
         self._stopped_at = -1.0
         self._last_ran = 0.0
+        self._in_sync_since = -1.0
         self._last_in_sync = 0.0
         self._cause = ("start", 0.0)
         self.slow_delays = False
@@ -195,7 +197,7 @@ class Simulation:
     def run(self, until_s: float = END_S) -> Result:
         """Go on until then, or until an invariant does not hold."""
         try:
-            while self._next(until_s):
+            while not self.result.wrong and self._next(until_s):
                 if self.result.events > MOST_EVENTS:
                     raise Violation("it never comes to rest: too many events")
         except Violation as violation:
@@ -323,8 +325,10 @@ class Simulation:
         if runs:
             self._last_ran = self.now
         if world.net and world.wire >= 0 and invariants.in_sync(world, kind):
-            self._last_in_sync = self.now
+            self._in_sync_since = self.now if self._in_sync_since < 0 else self._in_sync_since
             self._forgive(world)
+        elif self._in_sync_since >= 0:
+            self._in_sync_since, self._last_in_sync = -1.0, self.now
 
     def _forgive(self, world: World) -> None:
         """In sync again: what was chosen is what there is, and from here on everything counts again."""
@@ -793,8 +797,18 @@ class Simulation:
     def inject(self, fault: Fault) -> None:
         """The fault happens now; a story's way in."""
         before = self.world
-        self._begin_fault(fault)
-        self._settle(before, ("fault",))
+        try:
+            self._begin_fault(fault)
+            self._settle(before, ("fault",))
+        except Violation as violation:
+            self._end_wrong(str(violation))
+
+    def keep_down(self, s: int, until_s: float) -> None:
+        """A server of a story's start boots then."""
+        self._down_until[s] = until_s
+        self._pending.pop(("boot", s), None)
+        self._possible.pop(("boot", s), None)
+        self._refresh()
 
     def _on_fault(self, number: int) -> None:
         self._begin_fault(self.plan.faults[number])
@@ -809,11 +823,12 @@ class Simulation:
         s = fault.server
         length = min(fault.length_s, max(QUIET_FROM_S - 10.0 - self.now, 0.05))
         if fault.name not in _LEAVES_PULSES:
-            self._deaf_at = self.now + length
+            self._deaf_at = max(self._deaf_at, self.now + length)
         if fault.name not in ("death between two effects", "command", "checker"):
             self._happened(fault.name)
         match fault.name:
             case "power cut":
+                self._watch_take_over(s, length)
                 self._lose_power(s, length)
             case "power cut of both":
                 self._lose_power(0, length)
@@ -894,6 +909,25 @@ class Simulation:
         if (link, net) != (self.world.link, self.world.net):
             wire = self.world.wire if link else -1
             self.world = self.world._replace(link=link, net=net, wire=wire)
+
+    def _watch_take_over(self, s: int, length_s: float) -> None:
+        """8: a green SECOND can take over: when PRIM's host alone is lost, and nothing else happens, it does."""
+        world = self.world
+        module, other = world.servers[s].module, world.servers[1 - s].module
+        if module is None or other is None or module.state is not State.PRIM or self._in_sync_since < 0:
+            return
+        held_up = (
+            self._arbiter_down, self._arbiter_slow, *self._arbiter_apart, *self._disk_errors, *self._disk_full,
+            self.slow_delays, not self.paths.is_whole(), self._death[1 - s] is not None,
+            max(self._frozen_until.values()) > self.now, self.kind is Kind.MANUAL, other.maintenance,
+            length_s < TAKES_OVER_S, not other.wanted,
+        )  # fmt: skip
+        if not any(held_up):
+            self._later(self.now + TAKES_OVER_S, ("taken over", 1 - s, len(self.result.faults)))
+
+    def _on_taken_over(self, s: int, faults: int) -> None:
+        if len(self.result.faults) == faults and not invariants.runs(self.world):
+            raise Violation(f"shown_truly: {NAMES[s]} was shown green and did not take over")
 
     def _lose_power(self, s: int, length_s: float) -> None:
         """Of what was not flushed some is on the disk and some is not."""
@@ -1006,7 +1040,9 @@ class Simulation:
             return
         if invariants.must_run(self.world) and not self._runs and self._last_ran < self.now - 20.0:
             raise Violation("liveness: it does not run again")
-        if invariants.must_be_in_sync(self.world) and not invariants.in_sync(self.world, self.kind):
+        # the arbiter's epoch is compared now and then, and for that moment it is not green
+        lately = self._in_sync_since >= 0 or self._last_in_sync > self.now - 5.0
+        if invariants.must_be_in_sync(self.world) and not lately:
             raise Violation("liveness: not in sync again")
         if invariants.must_stop(self.world) and not invariants.nothing_to_stop(self.world, self.kind):
             raise Violation("liveness: it does not stop")
