@@ -197,9 +197,7 @@ def second_state(draft: Draft) -> None:
     if mirror.linked or mirror.mode is MirrorMode.STOPPING:
         draft.because(Reason.NOTHING)
         return
-    if mirror.mode is MirrorMode.PAIRED and (
-        module.listening if peer is None else not _is_left(draft, peer)
-    ):
+    if mirror.mode is MirrorMode.PAIRED and (module.listening if peer is None else not _is_left(draft, peer)):
         draft.because(Reason.LINK_LOST)
         return
     draft.stop_mirror()  # the session is closed, never read again

@@ -155,7 +155,7 @@ class Simulation:
         self.paths = Paths()
         self._clock_offset = [0.0, 0.0]
         self._ears: list[Ear | None] = [None, None]
-        self._beats = [0.0, 0.1]
+        self._beats = [float("inf"), float("inf")]
         self._views: list[tuple[Module, PeerView] | None] = [None, None]
         self._incarnations = 0
         self._down_until = [0.0, 0.0]

@@ -5,5 +5,5 @@ fault arbiter down for 60
 fault link fails for 0.7
 run 15                      | a vm not-ALONE, b not-vm
 fault a: power cut for 20
-run 12                      | a down, b WAIT not-vm reason=ARBITER_UNREACHABLE
+run 12                      | a down, b WAIT not-vm
 run 80                      | b has all, copies equal
