@@ -823,6 +823,10 @@ class Simulation:
         if self._random.random() < 0.5:
             lost = server.volatile
         world = change(self.world, s, copy=server.copy & ~lost, volatile=0)
+        record, theirs = server.record, world.servers[1 - s].record
+        if record is None or record.solo or theirs is None or theirs.outdated or theirs.inconsistent:
+            # the only current copy: as after a power cut of a single machine
+            world = world._replace(acked=world.acked & ~(lost & ~self.watch.flushed))
         self.watch.fragile[s] |= lost & world.acked
         union = world.servers[0].copy | world.servers[1].copy
         self.world = actions.crash(world._replace(acked=world.acked & (union | self.watch.flushed)), s)
