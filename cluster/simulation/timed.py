@@ -258,6 +258,8 @@ class Simulation:
                 if new.record.generation == world.fresh:
                     self._give_id()
                     world = self.world
+                if new.record.solo and new.module is not None and new.module.peer is None:
+                    world = self.world = self.watch.went_alone_unheard(world, s)
                 self.watch.generation(world, s, old.record.generation if old.record else b"", new.record.generation)
             if not new.vm:
                 self._cancel("vm off", s)

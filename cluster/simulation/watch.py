@@ -152,6 +152,12 @@ class Watch:
             self.fragile[s] = 0
         return world._replace(acked=world.acked & ~(gone & ~self.flushed))
 
+    def went_alone_unheard(self, world: World, s: int) -> World:
+        """Back after a power cut, and granted while the peer was silent: a second failure. The promise is for one."""
+        gone = self.fragile[s] & ~self.flushed
+        self.fragile[s] = 0
+        return world._replace(acked=world.acked & ~gone)
+
     def must_run(self, world: World, now: float) -> None:
         self._now = now
         lately = self._runs or self._last_ran > self._now - 20.0
