@@ -7,7 +7,7 @@ TEST_PACKAGES := fio attr acl postgresql sqlite3 iproute2 openssl strace etcd-se
 BENCH_PACKAGES := fio glusterfs-server glusterfs-client qemu-system-x86 qemu-utils qemu-block-extra qemu-system-common gcc libc6-dev openssl iproute2
 SOURCES := pyproject.toml $(shell find hotpair actors cluster replication hyperv -name '*.py')
 
-.PHONY: test lint types unit packages bench-packages bench torture mutants clean
+.PHONY: test lint types unit packages bench-packages bench torture mutants protocol-mutants clean
 
 test: packages lint types unit
 
@@ -59,6 +59,9 @@ torture: $(VENV)/installed packages
 
 mutants: $(VENV)/installed packages
 	$(BIN)/python tests/mutants.py $(MUTANT_ARGUMENTS)
+
+protocol-mutants: $(VENV)/installed
+	PYTHONPATH=. $(BIN)/python tests/protocol_mutants.py $(MUTANT_ARGUMENTS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

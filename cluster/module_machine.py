@@ -119,6 +119,7 @@ def adopt(draft: Draft, event: Started) -> None:
         mirror=mirror,
         vm=event.vm,
         live=mirror is not None and mirror.session,
+        listening=True,
     )
     is_idle = mirror is None and event.vm is Vm.OFF
     if is_idle and not event.wanted:
@@ -146,11 +147,11 @@ def _adopted_state(module: Module) -> State:
 
 
 def hear_peer(draft: Draft, event: PeerHeard) -> None:
-    draft.change(peer=event.view)
+    draft.change(peer=event.view, listening=False)
 
 
 def lose_peer(draft: Draft, event: PeerLost) -> None:
-    draft.change(peer=None)
+    draft.change(peer=None, listening=False)
 
 
 def hear_mirror(draft: Draft, event: MirrorReported) -> None:
@@ -266,6 +267,12 @@ def hear_checker(draft: Draft, event: CheckerActed) -> None:
     act_for_checker(draft, event.action)
 
 
+def hear_checker_let_go(draft: Draft, event: CheckerActed) -> None:
+    """Stopped, nothing is done for a checker; but that it holds the module no more must not be missed."""
+    if event.action is None:
+        draft.change(held=False)
+
+
 def doubt(draft: Draft, event: Doubted) -> None:
     """What was asked before the server was suspended is not waited for; the peer may speak before it is asked again."""
     draft.forget_questions()
@@ -290,7 +297,7 @@ _COMMON: dict[type, Handler] = {
 }
 
 TABLE: dict[State, dict[type, Handler]] = {
-    State.STOP: {**_COMMON, Started: adopt, TimerFired: IGNORED, CheckerActed: IGNORED},
+    State.STOP: {**_COMMON, Started: adopt, TimerFired: IGNORED, CheckerActed: hear_checker_let_go},
     State.WAIT: {**_COMMON, Answered: take_answer},
     State.ALONE: _COMMON,
     State.PRIM: {**_COMMON, Answered: take_answer, Looked: take_look},

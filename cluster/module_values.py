@@ -192,6 +192,7 @@ class Module:
     boot         this host's boot id
     live         this copy has been in sync in this very run, and nothing was started since that could have changed it
     peer         its last view; None when neither pulses nor link were heard for `timeout_s`
+    listening    this supervisor has just started: that nothing was heard yet says nothing about the peer
     asking       the claim being waited for
     request      id of our question for consent, being asked
     consent      id of the peer's question that we have answered with yes
@@ -211,6 +212,7 @@ class Module:
     mirror: Mirror | None = None
     vm: Vm = Vm.OFF
     peer: PeerView | None = None
+    listening: bool = False
     asking: Claim | None = None
     request: bytes | None = None
     consent: bytes | None = None

@@ -83,6 +83,9 @@ def _without_peer(draft: Draft) -> None:
     module = draft.module
     if module.request is not None:
         draft.change(request=None)
+    if module.listening and rules.purpose_of(module) is not Purpose.SOLO_START:
+        draft.because(Reason.PEER_UNKNOWN)  # not heard yet is not lost
+        return
     if module.mirror is not None and module.mirror.role is Role.TARGET:
         draft.stop_mirror()  # its session is closed before anything is asked
         return
@@ -194,7 +197,7 @@ def second_state(draft: Draft) -> None:
     if mirror.linked or mirror.mode is MirrorMode.STOPPING:
         draft.because(Reason.NOTHING)
         return
-    if mirror.mode is MirrorMode.PAIRED and peer is not None and not _is_left(draft, peer):
+    if mirror.mode is MirrorMode.PAIRED and (module.listening if peer is None else not _is_left(draft, peer)):
         draft.because(Reason.LINK_LOST)
         return
     draft.stop_mirror()  # the session is closed, never read again

@@ -18,7 +18,8 @@ from rich.table import Table
 from hotpair.cluster.arbitration import Kind
 from hotpair.cluster.simulation.batch import Summary, lives, quantile, shrink
 from hotpair.cluster.simulation.faults import END_S, Plan, plan
-from hotpair.cluster.simulation.timed import Result, simulate
+from hotpair.cluster.simulation.timed import simulate
+from hotpair.cluster.simulation.watch import Result
 
 MOST_SEEDS = 10_000_000
 MOST_SHOWN = 5  # failing seeds printed

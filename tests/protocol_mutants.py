@@ -19,7 +19,7 @@ from typing import Any
 
 from hotpair.cluster import arbitration, module_waiting, record
 from hotpair.cluster import module_rules as rules
-from hotpair.cluster.arbitration import Kind, Standing
+from hotpair.cluster.arbitration import Kind, Purpose, Standing
 from hotpair.cluster.module_events import GoAlone
 from hotpair.cluster.module_values import Mirror, MirrorMode, Role, State
 from hotpair.cluster.record import Copying, Record, Rule
@@ -55,23 +55,11 @@ _meet, _go_alone, _begin = record.meet, record.go_alone, record.begin_reintegrat
 _take_over, _take_sync, _offer = record.take_over, record.take_sync_as_target, record.offer_sync_as_source
 _write, _fill, _connect, _verdict_alone = mirrors.write, mirrors.fill, mirrors.connect, mirrors.go_alone
 _hand_over, _leave, _lose_link = mirrors.hand_over, mirrors.leave, mirrors.lose_link
-_move, _must_be_outdated, _with_peer = actions.move, rules.must_be_outdated, module_waiting._with_peer
-
-
-def outdated_by_a_peer_that_asks(module: Any, view: Any) -> bool:
-    return _must_be_outdated(module, view) or (
-        rules.current(module) and view.request is not None and not module.record.solo
-    )
+_move, _purpose_of, _with_peer = actions.move, rules.purpose_of, module_waiting._with_peer
 
 
 def any_stopped_peer_consents(module: Any, view: Any) -> bool:
     return rules.current(module) and not rules.linked(module) and view.state in (State.STOP, State.WAIT)
-
-
-def consents_with_its_session_open(draft: Any) -> None:
-    peer = draft.module.peer
-    if peer is not None and peer.request is not None:
-        draft.change(consent=peer.request)
 
 
 def new_generation_at_each_solo_start(old: Record, new: bytes, **names: Any) -> Record:
@@ -113,6 +101,13 @@ def outdated_is_current(module: Any) -> bool:
 
 def inconsistent_is_current(module: Any) -> bool:
     return module.record is not None and not module.record.outdated
+
+
+def any_copy_may_go_on(module: Any) -> Purpose | None:
+    own = module.record
+    if own is not None and (own.outdated or own.inconsistent) and rules.current(module):
+        return Purpose.GO_ALONE
+    return _purpose_of(module)
 
 
 def solo_cleared_when_copying_begins(world: World, s: int) -> World:
@@ -186,13 +181,11 @@ def _left_out(name: str) -> tuple[Patch, ...]:
 MUTANTS = (
     Mutant("R1 offered before it is durable", _left_out("R1")),
     Mutant("R2 the epoch of a refusal is kept", _left_out("R2")),
-    Mutant("R3 outdated by a peer that only asks", ((rules, "must_be_outdated", outdated_by_a_peer_that_asks),)),
     Mutant("R4 the base is not looked at", _left_out("R4")),
     Mutant("R5 a refusal counts as a grant", _left_out("R5")),
     Mutant("R6 epochs are not compared", _left_out("R6 epoch agreement")),
     Mutant("R6 any grant counts", ((rules, "verdict", any_grant_counts), (rules, "may_use_grant", left_out.always))),
     Mutant("R7 any stopped peer consents", ((rules, "is_consent", any_stopped_peer_consents),)),
-    Mutant("R7 consents whatever it holds", ((module_waiting, "consent", consents_with_its_session_open),)),
     Mutant("R8 a stopped server does not give way", _left_out("R8")),
     Mutant("R9 goes on when the handover breaks", _left_out("R9")),
     Mutant("R9 the new primary's term stays", ((record, "take_over", term_stays),)),
@@ -210,9 +203,20 @@ MUTANTS = (
     ),
     Mutant("acknowledged before it is durable", ((mirrors, "write", acknowledged_before_the_target_has_it),)),
     Mutant("a stale epoch is accepted", ((actions, "move", any_epoch_is_moved),)),
-    Mutant("released without a generation", ((mirrors, "go_alone", released_before_the_generation_is_durable),)),
-    Mutant("an outdated copy is promoted", ((rules, "current", outdated_is_current),)),
-    Mutant("a half-copied copy is promoted", ((rules, "current", inconsistent_is_current),)),
+    Mutant(
+        "R3 released before the generation is durable",
+        ((mirrors, "go_alone", released_before_the_generation_is_durable),),
+    ),
+    Mutant(
+        "an outdated copy is promoted",
+        ((rules, "current", outdated_is_current), (rules, "purpose_of", any_copy_may_go_on)),
+        Kind.FENCE,
+    ),
+    Mutant(
+        "a half-copied copy is promoted",
+        ((rules, "current", inconsistent_is_current), (rules, "purpose_of", any_copy_may_go_on)),
+        Kind.FENCE,
+    ),
     Mutant("solo is cleared too early", ((mirrors, "connect", solo_cleared_when_copying_begins),)),
     Mutant("copied in the wrong direction", ((record, "meet", copied_the_wrong_way),)),
     Mutant(

@@ -71,7 +71,9 @@ def view(state: State, record: Record | None, **fields: object) -> PeerView:
 
 
 def started(record: Record | None, kind: Kind = Kind.WITNESS, *, wanted: bool = True, server: int = 0) -> Module:
-    module, _ = run(Module(settings=settings(kind, server)), Started(record, wanted, False, BOOT, None, Vm.OFF))
+    """A supervisor that has started and heard nothing of its peer for so long that it is lost."""
+    at_boot = Started(record, wanted, False, BOOT, None, Vm.OFF)
+    module, _ = run(Module(settings=settings(kind, server)), at_boot, PeerLost())
     return module
 
 

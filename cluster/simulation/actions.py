@@ -196,7 +196,7 @@ def _control(world: World, scope: Scope, s: int, module: Module) -> Iterator[tup
     if world.net and other.module is not None:
         if view(other.module) != module.peer:
             yield Action("pulse", s), FREE
-    elif module.peer is not None and not _link_lives(world):
+    elif (module.peer is not None or module.listening) and not _link_lives(world):
         yield Action("peer lost", s), FREE
     yield from _timers(world, scope, module, s)
 

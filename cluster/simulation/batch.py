@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 from hotpair.cluster.arbitration import Kind
 from hotpair.cluster.simulation.faults import Plan, plan
-from hotpair.cluster.simulation.timed import Result, simulate
+from hotpair.cluster.simulation.timed import simulate
+from hotpair.cluster.simulation.watch import Result
 
 CHUNK = 16  # seeds given to a process at a time
 

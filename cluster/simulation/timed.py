@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -31,7 +31,6 @@ from hotpair.cluster.module_events import (
     Now,
     PeerHeard,
     PeerLost,
-    Reply,
     SendPulse,
     SetTimer,
     Started,
@@ -56,7 +55,7 @@ from hotpair.cluster.module_values import (
     view,
 )
 from hotpair.cluster.record import Side
-from hotpair.cluster.simulation import actions, invariants, mirrors
+from hotpair.cluster.simulation import actions, invariants, mirrors, telling
 from hotpair.cluster.simulation.actions import MATERIAL, Scope
 from hotpair.cluster.simulation.faults import (
     END_S,
@@ -68,6 +67,7 @@ from hotpair.cluster.simulation.faults import (
     Plan,
 )
 from hotpair.cluster.simulation.pulses import NETWORKS, PULSE_S, Datagram, Ear, Paths
+from hotpair.cluster.simulation.watch import Result, Violation, Watch
 from hotpair.cluster.simulation.world import (
     BOOT,
     EVERYTHING,
@@ -85,11 +85,9 @@ FENCE_AFTER_S = 2.0  # with a probe a second and a kill of half a second: below 
 ASK_TIMEOUT_S = 0.9
 RETRY_S = 5.0
 BUSY_S = 20.0  # after a fault the VM writes a lot
-GAP_S = 0.2  # a shorter pause is not counted as one
-CAUSE_S = 30.0  # a pause belongs to the last fault before it, if that is not longer ago
 MOST_EVENTS = 60_000  # a life needs some thousand: more is a loop
 ARMED_S = 60.0
-UNEXPLAINED_S = 20.0  # a split brain needs a reason that is not longer ago
+TAKES_OVER_S = 15.0  # TIMEOUT_S, one refused claim, and a VM that starts
 
 FIRST_ID = 1000  # above all ids of the worlds' starts
 _CONTROL, _MIRROR = "control", "mirror"
@@ -108,40 +106,15 @@ _LEAVES_PULSES = frozenset(
 Key = tuple[Any, ...]
 
 
-@dataclass
-class Result:
-    """What one life came to. `wrong` is empty, or says which invariant did not hold at `at_s`.
-
-    gaps      (begin, seconds, name of the fault that it came after)
-    faults    names of those that happened
-    """
-
-    seed: int
-    kind: str
-    wrong: str = ""
-    at_s: float = 0.0
-    events: int = 0
-    writes: int = 0
-    gaps: list[tuple[float, float, str]] = field(default_factory=list)
-    faults: list[str] = field(default_factory=list)
-    split_brain: bool = False
-    overridden: bool = False
-    for_operator: bool = False
-
-
-class Violation(Exception):
-    """An invariant does not hold."""
-
-
 class Simulation:
-    """One life. `tell` gets a line for everything that happens."""
+    """One life. `tell` gets a line for everything that happens; `world` is a start of a story's own."""
 
-    def __init__(self, plan: Plan, tell: Callable[[str], None] | None = None) -> None:
+    def __init__(self, plan: Plan, tell: Callable[[str], None] | None = None, world: World | None = None) -> None:
         self.plan = plan
         self.kind = plan.kind
         self.now = 0.0
         self.result = Result(plan.seed, plan.kind.value)
-        self.world: World = (pair_apart if plan.starts_apart else pair_in_sync)(plan.kind, 0, 0)
+        self.world: World = world or (pair_apart if plan.starts_apart else pair_in_sync)(plan.kind, 0, 0)
         self._scope = Scope(plan.kind)
         self._tell = tell
         self._random = Random(f"delays {plan.kind.value} {plan.seed}")
@@ -154,7 +127,7 @@ class Simulation:
         self.paths = Paths()
         self._clock_offset = [0.0, 0.0]
         self._ears: list[Ear | None] = [None, None]
-        self._beats = [0.0, 0.1]
+        self._beats = [float("inf"), float("inf")]
         self._views: list[tuple[Module, PeerView] | None] = [None, None]
         self._incarnations = 0
         self._down_until = [0.0, 0.0]
@@ -166,18 +139,8 @@ class Simulation:
         self._disk_errors = [0, 0]
         self._disk_full = [0, 0]
         self._death: list[tuple[int, str, float, float] | None] = [None, None]
-        self._disk_is_new = False
         self._busy_until = 0.0
-        self._flushed = 0
-        self._fragile = 0
-        self._tainted = False
-        self._deaf_at = 0.0
-        self._generations: list[set[bytes]] = [set(), set()]
-        self._runs = True
-        self._stopped_at = -1.0
-        self._last_ran = 0.0
-        self._last_in_sync = 0.0
-        self._cause = ("start", 0.0)
+        self.watch = Watch(plan.kind, self.world, self.result)
         self.slow_delays = False
         for s in (0, 1):
             module = self.world.servers[s].module
@@ -195,7 +158,7 @@ class Simulation:
     def run(self, until_s: float = END_S) -> Result:
         """Go on until then, or until an invariant does not hold."""
         try:
-            while self._next(until_s):
+            while not self.result.wrong and self._next(until_s):
                 if self.result.events > MOST_EVENTS:
                     raise Violation("it never comes to rest: too many events")
         except Violation as violation:
@@ -295,93 +258,20 @@ class Simulation:
                 if new.record.generation == world.fresh:
                     self._give_id()
                     world = self.world
-                self._watch_generation(s, old.record.generation if old.record else b"", new.record.generation)
+                if new.record.solo and new.module is not None and new.module.peer is None:
+                    world = self.world = self.watch.went_alone_unheard(world, s)
+                self.watch.generation(world, s, old.record.generation if old.record else b"", new.record.generation)
             if not new.vm:
                 self._cancel("vm off", s)
-        self._check(before, world)
+        self.world = self.watch.check(before, world, self.now)
         self._refresh()
-
-    def _check(self, before: World, world: World) -> None:
-        kind = self.kind
-        if kind in (Kind.NONE, Kind.PING):
-            self._watch_split(world)
-        why = invariants.wrong(world, kind)
-        if not self._disk_is_new:
-            why = why or invariants.nothing_backwards(before, world)
-        self._disk_is_new = False
-        if why is None and kind in (Kind.NONE, Kind.PING) and not self._tainted:
-            why = invariants.nothing_lost(world, Kind.WITNESS)
-            why = why and f"nothing_lost: {why}"
-        if why is None and self._flushed & ~world.acked and not world.overridden and not self._tainted:
-            why = "flushed: a flushed write is on no disk"
-        if why:
-            raise Violation(why)
-        runs = invariants.runs(world)
-        if runs != self._runs:
-            self._runs = runs
-            self._count_gap(runs)
-        if runs:
-            self._last_ran = self.now
-        if world.net and world.wire >= 0 and invariants.in_sync(world, kind):
-            self._last_in_sync = self.now
-            self._forgive(world)
-
-    def _forgive(self, world: World) -> None:
-        """In sync again: what was chosen is what there is, and from here on everything counts again."""
-        self._fragile = 0
-        if world.overridden or self._tainted:
-            kept = world.servers[0].copy & world.servers[1].copy
-            self.world = world._replace(overridden=False, forced=False, acked=world.acked & kept)
-            self._flushed &= kept
-            self._tainted = False
-            for known in self._generations:
-                known.clear()
-
-    def _watch_split(self, world: World) -> None:
-        """Where nobody arbitrates both may go on: from then on the data is one side's or the other's."""
-        one, other = (server.record for server in world.servers)
-        if one is None or other is None or self._tainted:
-            return
-        if one.solo and other.solo and one.generation != other.generation:
-            self._tainted = self.result.split_brain = True
-            if self.now - self._deaf_at > UNEXPLAINED_S:
-                raise Violation("split brain: though all that time they could hear each other")
-
-    def _watch_generation(self, s: int, old: bytes, new: bytes) -> None:
-        """Generations never go back on a disk."""
-        if old == new:
-            return
-        if self.world.overridden or self.kind in (Kind.NONE, Kind.PING):
-            self._generations[s].clear()
-            return
-        self._generations[s].add(old)
-        if new in self._generations[s]:
-            raise Violation(f"generations: {NAMES[s]} went back to one that it had before")
-
-    def _count_gap(self, runs: bool) -> None:
-        if not runs:
-            self._stopped_at = self.now
-            return
-        gap_s = self.now - self._stopped_at
-        if self._stopped_at >= 0.0 and gap_s >= GAP_S:
-            name, at = self._cause
-            cause = name if self._stopped_at - at <= CAUSE_S else "later"
-            self.result.gaps.append((round(self._stopped_at, 2), round(gap_s, 2), cause))
 
     def _went_down(self, s: int) -> None:
         """A host that goes down takes with it what was on no disk; the peer alone may still hold that."""
         if self._down_until[s] <= self.now:
             self._down_until[s] = self.now + self._random.uniform(5.0, 40.0)
         self._frozen_until[_CONTROL, s] = self._frozen_until[_MIRROR, s] = 0.0
-        if not all(server.up for server in self.world.servers):
-            self._fragile_is_gone(s)
-
-    def _fragile_is_gone(self, s: int) -> None:
-        """Acknowledged, never flushed, and since then each host went down: nobody promised those."""
-        gone = self._fragile & ~self._flushed
-        if gone and not self.world.servers[s].up:
-            self.world = self.world._replace(acked=self.world.acked & ~gone)
-            self._fragile = 0
+        self.world = self.watch.went_down(self.world, s)
 
     def _control_ended(self, s: int) -> None:
         self._ears[s] = None
@@ -449,7 +339,7 @@ class Simulation:
                 yield ("fence itself", s)
             elif mirror.mode in (MirrorMode.ALONE, MirrorMode.FILLING, MirrorMode.PAIRED) and server.held < 0:
                 yield ("write", s)
-            if server.held < 0 and world.acked & ~self._flushed:
+            if server.held < 0 and world.acked & ~self.watch.flushed:
                 yield ("flush", s)
 
     def _delay(self, key: Key) -> float:
@@ -608,8 +498,8 @@ class Simulation:
         module = self.world.servers[s].module or Module(settings=self._settings[s])
         module, effects = step(module, event, Now(self.now, self._id()))
         if self._tell is not None and effects:
-            names = ", ".join(_name(effect) for effect in effects)
-            self._say(f"{NAMES[s]}: {_name(event)} -> {module.state.value}: {names}")
+            names = ", ".join(telling.name(effect) for effect in effects)
+            self._say(f"{NAMES[s]}: {telling.name(event)} -> {module.state.value}: {names}")
         if isinstance(event, Commanded) and event.command in actions._OVERRIDES and actions._is_accepted(effects):
             forced = self.world.forced or event.command is Command.PRIM_FORCE
             self.world = self.world._replace(overridden=True, forced=forced)
@@ -625,7 +515,7 @@ class Simulation:
                 self._die_between(s, death)
                 return
             if self._disk_errors[s] and isinstance(effect, DURABLE):
-                self._say(f"{NAMES[s]}: {_name(effect)} fails, the control plane ends")
+                self._say(f"{NAMES[s]}: {telling.name(effect)} fails, the control plane ends")
                 self.world = change(self.world, s, module=None)
                 return
             done += isinstance(effect, MATERIAL)
@@ -786,22 +676,32 @@ class Simulation:
             self.world = flush(world, s)
         else:
             return
-        self._flushed |= self.world.acked & server.copy
+        self.watch.flushed |= self.world.acked & server.copy
 
     # ---- faults
 
     def inject(self, fault: Fault) -> None:
         """The fault happens now; a story's way in."""
         before = self.world
-        self._begin_fault(fault)
-        self._settle(before, ("fault",))
+        try:
+            self._begin_fault(fault)
+            self._settle(before, ("fault",))
+        except Violation as violation:
+            self._end_wrong(str(violation))
+
+    def keep_down(self, s: int, until_s: float) -> None:
+        """A server of a story's start boots then."""
+        self._down_until[s] = until_s
+        self._pending.pop(("boot", s), None)
+        self._possible.pop(("boot", s), None)
+        self._refresh()
 
     def _on_fault(self, number: int) -> None:
         self._begin_fault(self.plan.faults[number])
 
     def _happened(self, name: str) -> None:
         self.result.faults.append(name)
-        self._cause = (name, self.now)
+        self.watch.cause = (name, self.now)
         self._busy_until = self.now + BUSY_S
 
     def _begin_fault(self, fault: Fault) -> None:
@@ -809,11 +709,12 @@ class Simulation:
         s = fault.server
         length = min(fault.length_s, max(QUIET_FROM_S - 10.0 - self.now, 0.05))
         if fault.name not in _LEAVES_PULSES:
-            self._deaf_at = self.now + length
+            self.watch.deaf_at = max(self.watch.deaf_at, self.now + length)
         if fault.name not in ("death between two effects", "command", "checker"):
             self._happened(fault.name)
         match fault.name:
             case "power cut":
+                self._watch_take_over(s, length)
                 self._lose_power(s, length)
             case "power cut of both":
                 self._lose_power(0, length)
@@ -895,6 +796,25 @@ class Simulation:
             wire = self.world.wire if link else -1
             self.world = self.world._replace(link=link, net=net, wire=wire)
 
+    def _watch_take_over(self, s: int, length_s: float) -> None:
+        """8: a green SECOND can take over: when PRIM's host alone is lost, and nothing else happens, it does."""
+        world = self.world
+        module, other = world.servers[s].module, world.servers[1 - s].module
+        if module is None or other is None or module.state is not State.PRIM or self.watch.in_sync_since < 0:
+            return
+        held_up = (
+            self._arbiter_down, self._arbiter_slow, *self._arbiter_apart, *self._disk_errors, *self._disk_full,
+            self.slow_delays, not self.paths.is_whole(), self._death[1 - s] is not None,
+            max(self._frozen_until.values()) > self.now, self.kind is Kind.MANUAL, other.maintenance,
+            length_s < TAKES_OVER_S, not other.wanted,
+        )  # fmt: skip
+        if not any(held_up):
+            self._later(self.now + TAKES_OVER_S, ("taken over", 1 - s, len(self.result.faults)))
+
+    def _on_taken_over(self, s: int, faults: int) -> None:
+        if len(self.result.faults) == faults and not invariants.runs(self.world):
+            raise Violation(f"shown_truly: {NAMES[s]} was shown green and did not take over")
+
     def _lose_power(self, s: int, length_s: float) -> None:
         """Of what was not flushed some is on the disk and some is not."""
         server = self.world.servers[s]
@@ -905,12 +825,13 @@ class Simulation:
         if self._random.random() < 0.5:
             lost = server.volatile
         world = change(self.world, s, copy=server.copy & ~lost, volatile=0)
-        self._fragile |= lost & world.acked
+        record, theirs = server.record, world.servers[1 - s].record
+        if record is None or record.solo or theirs is None or theirs.outdated or theirs.inconsistent:
+            # the only current copy: as after a power cut of a single machine
+            world = world._replace(acked=world.acked & ~(lost & ~self.watch.flushed))
+        self.watch.fragile[s] |= lost & world.acked
         union = world.servers[0].copy | world.servers[1].copy
-        self.world = actions.crash(world._replace(acked=world.acked & (union | self._flushed)), s)
-        other = self.world.servers[1 - s]
-        if not other.up:
-            self._fragile_is_gone(s)
+        self.world = actions.crash(world._replace(acked=world.acked & (union | self.watch.flushed)), s)
 
     def _freeze(self, part: str, s: int, length_s: float) -> None:
         self._frozen_until[part, s] = max(self._frozen_until[part, s], self.now + length_s)
@@ -931,8 +852,8 @@ class Simulation:
         if world.acked & ~other.copy or not usable:
             world = world._replace(overridden=True)
             self.result.overridden = True
-        self._generations[s].clear()
-        self._disk_is_new = True
+        self.watch.generations[s].clear()
+        self.watch.disk_is_new = True
         self.world = change(world, s, record=None, copy=0, dirty=0, volatile=0)
 
     def command(self, s: int, what: Command) -> None:
@@ -997,33 +918,16 @@ class Simulation:
                 return
 
     def _on_must_run(self) -> None:
-        lately = self._runs or self._last_ran > self.now - 20.0
-        if invariants.must_run(self.world) and not lately and not self._is_excused():
-            raise Violation("liveness: it does not run again")
+        self.watch.must_run(self.world, self.now)
 
     def _on_must_be_in_sync(self) -> None:
-        if self._is_excused():
-            return
-        if invariants.must_run(self.world) and not self._runs and self._last_ran < self.now - 20.0:
-            raise Violation("liveness: it does not run again")
-        if invariants.must_be_in_sync(self.world) and not invariants.in_sync(self.world, self.kind):
-            raise Violation("liveness: not in sync again")
-        if invariants.must_stop(self.world) and not invariants.nothing_to_stop(self.world, self.kind):
-            raise Violation("liveness: it does not stop")
-
-    def _is_excused(self) -> bool:
-        one, other = (server.record for server in self.world.servers)
-        if one is None or other is None or (one.inconsistent and other.inconsistent):
-            return True
-        return invariants.is_operators(self.world) and (self.world.overridden or self._tainted)
-
-    # ---- telling
+        self.watch.must_be_in_sync(self.world, self.now)
 
     def _tell_changes(self, before: World, key: Key) -> None:
         for s in (0, 1):
             old, new = before.servers[s], self.world.servers[s]
             if old is not new:
-                line, was = _describe(self.world, s), _describe(before, s)
+                line, was = telling.describe(self.world, s), telling.describe(before, s)
                 if line != was:
                     self._say(f"    {' '.join(str(part) for part in key[:1])} | {line}")
         if before.standing != self.world.standing:
@@ -1039,41 +943,6 @@ def _settings(plan: Plan, s: int) -> Settings:
         preferred=preferred,
         automatic_failback=plan.fails_back,
     )
-
-
-def _name(thing: object) -> str:
-    if isinstance(thing, SetTimer | CancelTimer | TimerFired):
-        return f"{type(thing).__name__} {thing.timer.value}"
-    if isinstance(thing, Commanded):
-        return f"command {thing.command.value}"
-    if isinstance(thing, Reply):
-        return "accepted" if thing.accepted else f"refused: {thing.why}"
-    if isinstance(thing, Ask):
-        return f"Ask {thing.claim.purpose.value} from epoch {thing.claim.epoch}"
-    if isinstance(thing, Answered):
-        answer = thing.answer
-        return f"answer {'granted' if answer.granted else 'refused'} (epoch {answer.epoch}, {answer.holder})"
-    if isinstance(thing, PeerHeard):
-        return f"heard {thing.view.state.value}"
-    return type(thing).__name__
-
-
-def _describe(world: World, s: int) -> str:
-    server = world.servers[s]
-    record, module, mirror = server.record, server.module, server.mirror
-    state = "down" if not server.up else "no control plane" if module is None else module.state.value
-    why = "" if module is None else f" ({module.reason.name}{', ' + module.plan.value if module.plan else ''})"
-    process = "no mirror"
-    if mirror is not None:
-        marks = [name for name in ("linked", "session", "in_sync", "asked", "agreeing") if getattr(mirror, name)]
-        process = f"{mirror.role.value} {' '.join([mirror.mode.value, *marks])}"
-    said = "no record"
-    if record is not None:
-        marks = [name for name in ("in_sync", "solo", "inconsistent", "outdated") if getattr(record, name)]
-        generation = int.from_bytes(record.generation, "big")
-        said = f"g{generation} e{record.epoch} t{record.term} {' '.join([record.last_role, *marks])}"
-    held = f", holds {server.held}" if server.held >= 0 else ""
-    return f"{NAMES[s]}: {state}{why}; {process}; vm {'on' if server.vm else 'off'}{held}; {said}"
 
 
 def simulate(plan: Plan, tell: Callable[[str], None] | None = None) -> Result:

@@ -1,0 +1,10 @@
+# An address that both reach in a partition: both go on, and that is found and said.
+policy ping
+run 20
+fault partition for 20
+run 18                      | a ALONE vm, b ALONE vm, split brain
+run 15                      | a reason=SPLIT_BRAIN
+b: second
+run 10
+b: second
+run 30                      | a PRIM green vm, b SECOND green, copies equal

@@ -1,0 +1,147 @@
+"""Pairs simulated in time: the same seed is the same life, some hundred lives, all stories, and bugs are noticed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hotpair.cluster.arbitration import Kind
+from hotpair.cluster.simulation.batch import Summary, life, lives, outcome, shrink
+from hotpair.cluster.simulation.faults import MOST_FAULTS, QUIET_FROM_S, plan
+from hotpair.cluster.simulation.timed import simulate
+from hotpair.simulate_command import main
+from tests.protocol_mutants import MUTANTS, broken, hunt
+from tests.story import Story, StoryWrong
+
+STORIES = sorted((Path(__file__).parent / "stories").glob("*.story"))
+
+
+@pytest.mark.parametrize("path", STORIES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_a_story_ends_as_it_is_told(path: Path, seed: int) -> None:
+    Story(path, seed).tell()
+
+
+def test_there_is_a_story_for_each_row_of_the_tables() -> None:
+    names = " ".join(path.stem for path in STORIES)
+    rows = ("no_record", "no_record_on_one", "both_inconsistent", "same_one_inconsistent", "same_one_solo")
+    rows += ("same_one_outdated", "same_rebooted", "split_decided", "split_brain", "base", "ancestor", "unrelated")
+    assert [row for row in rows if f"meeting_{row}" not in names] == []
+    assert [kind.value for kind in Kind if f"arbitration_{kind.value}" not in names] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["policy none\nrun 5 | a SECOND", "policy none\njump", "policy none\nrun 5 | a is well", "record a colour blue"],
+)
+def test_a_story_that_is_not_so_is_found_out(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "wrong.story"
+    path.write_text(text)
+    with pytest.raises(StoryWrong):
+        Story(path).tell()
+
+
+# ---- lives
+
+
+@pytest.mark.parametrize("kind", [Kind.WITNESS, Kind.NONE, Kind.FENCE])
+def test_the_same_seed_is_the_same_life(kind: Kind) -> None:
+    for seed in (3, 11, 17):
+        traces: list[list[str]] = [[], []]
+        results = [simulate(plan(seed, kind), trace.append) for trace in traces]
+        assert traces[0] == traces[1] and len(traces[0]) > 20
+        assert results[0] == results[1] == life(kind, seed)
+
+
+def test_seeds_differ() -> None:
+    assert len({plan(seed, Kind.WITNESS).faults for seed in range(50)}) == 50
+
+
+@pytest.mark.parametrize(
+    ("kind", "seeds"),
+    [(Kind.WITNESS, 150), (Kind.NONE, 100), (Kind.FENCE, 40), (Kind.ETCD, 20), (Kind.PING, 20), (Kind.MANUAL, 20)],
+)
+def test_no_promise_is_broken(kind: Kind, seeds: int) -> None:
+    summary = Summary()
+    for result in lives(kind, range(seeds)):
+        summary.add(result)
+    assert summary.wrong == []
+    assert summary.seeds == seeds
+    assert summary.writes > 10 * seeds
+
+
+def test_every_fault_happens_and_ends_in_time() -> None:
+    plans = [plan(seed, Kind.WITNESS) for seed in range(300)]
+    assert max(len(one.faults) for one in plans) <= MOST_FAULTS
+    assert all(fault.at_s < QUIET_FROM_S - 20 for one in plans for fault in one.faults)
+    assert len({fault.name for one in plans for fault in one.faults}) == 25
+
+
+def test_lives_in_several_processes_are_the_same() -> None:
+    ordered = sorted(lives(Kind.NONE, range(6), processes=2), key=lambda result: result.seed)
+    assert ordered == list(lives(Kind.NONE, range(6)))
+
+
+# ---- bugs are noticed
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["R5 a refusal counts as a grant", "acknowledged before it is durable", "link loss alone promotes",
+     "copied in the wrong direction", "the epoch goes back"],
+)  # fmt: skip
+def test_a_bug_made_on_purpose_is_noticed(name: str) -> None:
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == name)
+    found = hunt(mutant, 100)
+    assert found.seeds > 0
+    assert not found.wrong.startswith("assertion"), "an invariant must notice it, not the code itself"
+
+
+def test_a_failing_seed_is_shrunk_to_what_it_needs() -> None:
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "R5 a refusal counts as a grant")
+    with broken(mutant):
+        seed = next(seed for seed in range(100) if life(mutant.kind, seed).wrong)
+        whole = plan(seed, mutant.kind)
+        kept, result = shrink(whole)
+        assert result.wrong.startswith("one_writer")
+        assert len(kept) <= 3
+        assert simulate(whole.only(kept)) == result
+    assert outcome(result) == "VIOLATION"
+    assert not simulate(whole.only(kept)).wrong
+
+
+# ---- the command
+
+
+def test_the_command_sums_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "lives.json"
+    assert main(["--seeds", "6", "--from", "40", "--policy", "none", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "6 seeds" in printed and "seeds/s" in printed and "outcomes" in printed
+    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert [line["seed"] for line in lines] == list(range(40, 46))
+
+
+def test_a_failing_seed_is_printed_with_what_replays_it(capsys: pytest.CaptureFixture[str]) -> None:
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "the epoch goes back")
+    with broken(mutant):
+        assert main(["--seeds", "10", "--shrink"]) == 1
+        printed = capsys.readouterr().out
+        replays = [line.strip() for line in printed.splitlines() if line.strip().startswith("hotpair simulate")]
+        assert any("--only" in line for line in replays)
+        for line in replays[:2]:
+            assert main(line.split()[2:]) == 1
+            assert "VIOLATION" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--seeds", "0"], ["--jobs", "0"], ["--only", "1"], ["--seed", "1", "--only", "99"], ["--policy", "luck"],
+     ["--seed", "1", "--only", "x"], ["--ray", "auto"]],
+)  # fmt: skip
+def test_arguments_that_make_no_sense_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
