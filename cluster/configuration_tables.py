@@ -171,7 +171,7 @@ MIRROR = (
         "4m",
         "What one mark of the dirty log covers",
     ),
-    Key("hot_extents", whole(64, 1 << 22), 16384, "After a crash at most so many extents are copied again"),
+    Key("hot_extents", whole(64, 1 << 22), 32768, "After a crash at most so many extents are copied again"),
     Key(
         "stall_timeout_s",
         number(0.1, 600),
