@@ -141,7 +141,7 @@ def _print_summary(summary: Summary, kind: Kind, seconds: float) -> None:
     table = Table(title=f"{summary.seeds} seeds, {kind.value}: faults and service gaps (seconds)")
     columns = ("fault", "times", "gaps", "median", "95 %", "longest", "split brain", "overridden", "violations")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right")
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for name, row in sorted(summary.rows.items()):
         gaps = sorted(row.gaps)
         spread = [f"{quantile(gaps, part):.1f}" for part in (0.5, 0.95, 1.0)] if gaps else ["", "", ""]

@@ -43,7 +43,16 @@ class Fault:
 
 
 COMMON = frozenset(
-    {"power cut of both", "link fails", "link slow", "partition", "pulses lost", "pulses late", "arbiter down"}
+    {
+        "power cut of both",
+        "link fails",
+        "link fails in the middle",
+        "link slow",
+        "partition",
+        "pulses lost",
+        "pulses late",
+        "arbiter down",
+    }
     | {"arbiter slow"}
 )
 # name: how often, beside the others
@@ -124,16 +133,19 @@ def plan(seed: int, kind: Kind) -> Plan:
             at = moment + random.choice((0.0, random.uniform(0.0, 0.1), random.uniform(0.0, 8.0)))
             faults.append(_fault(random, at, name))
     faults.sort(key=lambda fault: fault.at_s)
+    faults = faults[:MOST_FAULTS]
     rates = tuple(random.choice((1.0, random.uniform(0.9999, 1.0001), random.uniform(0.95, 1.05))) for _ in NAMES)
-    return Plan(
-        seed=seed,
-        kind=kind,
-        faults=tuple(faults[:MOST_FAULTS]),
-        starts_apart=random.random() < 0.2,
-        rates=(rates[0], rates[1]),
-        fails_back=random.random() < 0.1,
-        ends_started=random.random() < 0.8,
-    )
+    starts_apart, fails_back, ends_started = random.random() < 0.2, random.random() < 0.1, random.random() < 0.8
+    if len(faults) < MOST_FAULTS and random.random() < 0.4:
+        faults = sorted([*faults, _in_the_middle(random, faults)], key=lambda fault: fault.at_s)
+    return Plan(seed, kind, tuple(faults), starts_apart, (rates[0], rates[1]), fails_back, ends_started)
+
+
+def _in_the_middle(random: Random, faults: list[Fault]) -> Fault:
+    """The link fails just when the mirrors agree on something: after that many messages of a hello, a handover, ..."""
+    near = random.choice(faults)
+    length = random.choice((random.uniform(0.05, 1.0), random.uniform(1.0, 20.0)))
+    return Fault(near.at_s, "link fails in the middle", 0, round(length, 3), random.randint(1, 4))
 
 
 def _fault(random: Random, at_s: float, name: str) -> Fault:

@@ -99,7 +99,7 @@ _ACTS: dict[str, str] = {
 }  # fmt: skip
 # faults in which the two still hear each other
 _LEAVES_PULSES = frozenset(
-    {"link fails", "link slow", "mirror dies", "mirror freezes", "vm dies", "arbiter down"}
+    {"link fails", "link fails in the middle", "link slow", "mirror dies", "mirror freezes", "vm dies", "arbiter down"}
     | {"arbiter slow", "arbiter not reached", "disk full", "checker"}
 )
 
@@ -139,6 +139,7 @@ class Simulation:
         self._disk_errors = [0, 0]
         self._disk_full = [0, 0]
         self._death: list[tuple[int, str, float, float] | None] = [None, None]
+        self._middle: tuple[int, float, float] | None = None
         self._busy_until = 0.0
         self.watch = Watch(plan.kind, self.world, self.result)
         self.slow_delays = False
@@ -244,6 +245,8 @@ class Simulation:
             return
         if self._tell is not None:
             self._tell_changes(before, key)
+        if self._middle is not None and world.queues is not before.queues:
+            self._break_in_the_middle(before)
         for s in (0, 1):
             old, new = before.servers[s], world.servers[s]
             if new is old:
@@ -521,6 +524,23 @@ class Simulation:
             done += isinstance(effect, MATERIAL)
             self._do(s, effect)
 
+    def _break_in_the_middle(self, before: World) -> None:
+        """Count the messages that are no writes; with the last one the link fails, before or after it is read."""
+        assert self._middle is not None
+        left, length_s, until_s = self._middle
+        for s in (0, 1):
+            queue = self.world.queues[s]
+            if len(queue) > len(before.queues[s]) and queue[-1][0] not in ("write", "applied"):
+                left -= 1
+        self._middle = (left, length_s, until_s) if self.now < until_s else None
+        if left <= 0 and self._middle is not None:
+            self._middle = None
+            fault = Fault(self.now, "link fails", 0, length_s)
+            self._soon(0.0, 0.004, "break", fault)
+
+    def _on_break(self, fault: Fault) -> None:
+        self._begin_fault(fault)
+
     def _die_between(self, s: int, death: tuple[int, str, float, float]) -> None:
         done, who, length_s, _ = death
         self._death[s] = None
@@ -710,7 +730,7 @@ class Simulation:
         length = min(fault.length_s, max(QUIET_FROM_S - 10.0 - self.now, 0.05))
         if fault.name not in _LEAVES_PULSES:
             self.watch.deaf_at = max(self.watch.deaf_at, self.now + length)
-        if fault.name not in ("death between two effects", "command", "checker"):
+        if fault.name not in ("death between two effects", "link fails in the middle", "command", "checker"):
             self._happened(fault.name)
         match fault.name:
             case "power cut":
@@ -730,6 +750,8 @@ class Simulation:
             case "death between two effects":
                 who, after = str(fault.detail).split(" after ")
                 self._death[s] = (int(after), who, length, min(self.now + ARMED_S, QUIET_FROM_S - 40.0))
+            case "link fails in the middle":
+                self._middle = (int(fault.detail), length, self.now + ARMED_S)
             case "control plane freezes":
                 self._freeze(_CONTROL, s, length)
             case "mirror freezes":
