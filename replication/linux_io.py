@@ -147,6 +147,10 @@ def name_to_handle(dirfd: int, path: bytes = b"", flags: int = AT_EMPTY_PATH) ->
     return buffer.raw[4 : 8 + size]
 
 
+# The kernel was seen to say ENOMEM, with much memory free, of a directory that was just being removed
+TRIES_WITHOUT_MEMORY: Final = 4
+
+
 def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
     """Open what `name_to_handle` named, close-on-exec. open_by_handle_at(2); CAP_DAC_READ_SEARCH.
 
@@ -158,8 +162,12 @@ def open_by_handle(mount_fd: int, handle: bytes, flags: int) -> int:
     if not 0 < size <= MAX_HANDLE_BYTES:
         _raise(errno.EINVAL)
     packed = _handle_size.pack(size) + handle
+    tries = TRIES_WITHOUT_MEMORY
     while (fd := _open_by_handle_at(mount_fd, packed, flags | os.O_CLOEXEC)) < 0:
-        _unless_interrupted()
+        if ctypes.get_errno() == errno.ENOMEM and tries > 1:
+            tries -= 1
+        else:
+            _unless_interrupted()
     return fd
 
 
