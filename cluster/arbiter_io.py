@@ -15,8 +15,6 @@ from hotpair.cluster.arbitration import (
     refused_by_table,
 )
 
-ARBITER_TIMEOUT_S = 3.0  # default time limit of one claim: below the timeout_s of 5 after which a peer counts as dead
-
 
 class Arbiter(Protocol):
     """One way to decide who may go on. Both calls block, never longer than the time limit given when it was made."""

@@ -18,6 +18,8 @@ from typing import TypeGuard
 ID_BYTES = 16
 NAME_BYTES = 64  # pair, module, server: far longer than anybody types, short enough for one small frame
 REASON_BYTES = 400  # two lines in a log
+ARBITER_TIMEOUT_S = 3.0  # default time limit of one claim: below the timeout_s of 5 after which a peer counts as dead
+FENCE_TIMEOUT_S = 30.0  # a management controller takes its time to switch a server off and to say that it is
 LARGEST_EPOCH = 2**63 - 1  # what SQLite stores in an integer; unreachable by counting
 
 

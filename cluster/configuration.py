@@ -40,12 +40,12 @@ from hotpair.cluster.configuration_tables import (
     LOOP,
     MIRROR,
     MODULE,
-    NETWORK_LIMIT,
     SECURITY,
     SERVER,
     VM,
     checker_keys,
 )
+from hotpair.cluster.pulse import NETWORKS
 
 _DIGEST_LABEL = b"hotpair configuration 1\n"  # another number when the canonical form changes
 
@@ -238,8 +238,8 @@ def _servers(top: Mapping[str, Any], report: Report) -> list[Server]:
 
 def _networks(server: Mapping[str, Any], path: Path, report: Report) -> dict[str, str]:
     table = server.get("networks")
-    if not isinstance(table, dict) or not 1 <= len(table) <= NETWORK_LIMIT:
-        report.say(path, f'give a table of 1 to {NETWORK_LIMIT} networks, for example {{ lan = "10.0.0.1" }}')
+    if not isinstance(table, dict) or not 1 <= len(table) <= NETWORKS:
+        report.say(path, f'give a table of 1 to {NETWORKS} networks, for example {{ lan = "10.0.0.1" }}')
         return {}
     kind, networks = ip_address(), {}
     for name, address in table.items():

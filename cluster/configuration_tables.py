@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hotpair.cluster.arbitration import ARBITER_TIMEOUT_S, FENCE_TIMEOUT_S
 from hotpair.cluster.configuration_keys import (
     REQUIRED,
     Key,
@@ -23,6 +24,7 @@ from hotpair.cluster.configuration_keys import (
     whole,
     word_or_server,
 )
+from hotpair.cluster.pulse import NETWORKS
 
 # As in replication/limits.py, which this package does not import; a test compares them.
 PROBE_INTERVAL_S = 1.0
@@ -31,10 +33,7 @@ EXTENT_SIZE_LARGEST = 1 << 30
 
 MARGIN_S = 0.25  # for the scheduling of three processes on a loaded host
 PULSES_PER_TIMEOUT = 4  # at least: a few lost pulses must not make a peer lost
-NETWORK_LIMIT = 4  # as in pulse.py; two are usual
 CHECKERS_PER_MODULE = 16  # each is a process or a connection every few seconds, times 25 modules
-ARBITER_TIMEOUT_S = 3.0  # an answer usually takes milliseconds
-FENCE_TIMEOUT_S = 30.0  # a management controller takes its time to switch a server off and to say that it is
 
 _PORT = whole(1024, 65535)
 _PATH = path()
@@ -55,7 +54,7 @@ SERVER = (
 )
 
 SERVER_NETWORKS_MEANING = (
-    f"The server's numeric address on each network that carries pulses: 1 to {NETWORK_LIMIT} names, the same on both "
+    f"The server's numeric address on each network that carries pulses: 1 to {NETWORKS} names, the same on both "
     "servers, at least one of them a network of its own if possible"
 )
 

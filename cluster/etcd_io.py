@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from urllib.parse import quote
 
-from hotpair.cluster.arbiter_io import ARBITER_TIMEOUT_S
 from hotpair.cluster.arbitration import (
+    ARBITER_TIMEOUT_S,
     NEVER_MOVED,
     Answer,
     Claim,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hotpair.cluster.arbitration import (
+    FENCE_TIMEOUT_S,
     Answer,
     Asked,
     Claim,
@@ -28,7 +29,6 @@ from hotpair.cluster.arbitration import (
     unreachable,
 )
 
-FENCE_TIMEOUT_S = 30.0  # a management controller takes its time to switch a server off and to say that it is
 OUTPUT_BYTES = 400  # the end of what the command printed, for the operator
 AFTER_KILL_S = 0.5  # a killed command that does not end hangs in the kernel; it is left there
 

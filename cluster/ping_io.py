@@ -15,8 +15,8 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hotpair.cluster.arbiter_io import ARBITER_TIMEOUT_S
 from hotpair.cluster.arbitration import (
+    ARBITER_TIMEOUT_S,
     Answer,
     Asked,
     Claim,

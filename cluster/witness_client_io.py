@@ -7,8 +7,7 @@ import socket
 import ssl
 
 from hotpair.cluster import witness_messages as messages
-from hotpair.cluster.arbiter_io import ARBITER_TIMEOUT_S
-from hotpair.cluster.arbitration import ID_BYTES, Answer, Claim, Kind, Standing, unreachable
+from hotpair.cluster.arbitration import ARBITER_TIMEOUT_S, ID_BYTES, Answer, Claim, Kind, Standing, unreachable
 from hotpair.cluster.connection_io import (
     Address,
     ClientTls,

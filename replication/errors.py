@@ -13,20 +13,12 @@ class ProtocolError(MirrorError):
     """The peer sent what the protocol does not allow; the connection ends, nothing of it was applied."""
 
 
-class PeerRefused(MirrorError):
-    """The peer understood us and will not work with us; the text is the peer's reason."""
-
-
 class LinkLost(MirrorError):
     """The connection to the peer ended, or made no progress for too long."""
 
 
 class WrongDirectory(MirrorError):
     """The data directory is not the one that the durable record belongs to."""
-
-
-class DiskFailed(MirrorError):
-    """The local disk failed a read, a write or a flush; nothing more is acknowledged from this copy."""
 
 
 class TargetFailed(MirrorError):

@@ -96,7 +96,6 @@ FALLOCATE_IN = Struct("<QQQII")
 LSEEK_IN = Struct("<QqII")  # the offset may be negative
 LSEEK_OUT = Struct("<Q")
 DIRENT = Struct("<QQII")  # ino, off, namelen, type
-INVAL_ENTRY_OUT = Struct("<QII")
 
 # A WRITE request as one structure, for the hot path: the header, then fuse_write_in
 WRITE_REQUEST = Struct("<IIQQIIIHHQQIIQII")

@@ -17,6 +17,7 @@ from hotpair.replication.nodes import Node
 CONNECTIONS: Final = b"/sys/fs/fuse/connections"
 REQUEST_TIMEOUTS: Final = ("default_request_timeout", "max_request_timeout")
 SLOT_SIZE: Final = MAX_WRITE + PAGE
+FUSE_KIND: Final = b"fuse.hotpair"  # the type of our mounts in the mount table
 SOURCE_PREFIX: Final = b"hotpair:"  # of what the mount table shows as the source; the state directory follows
 
 
@@ -75,7 +76,7 @@ def mount(target: bytes, state: str) -> int:
     options = b"fd=%d,rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other" % fd
     flags = linux_io.MS_NOSUID | linux_io.MS_NODEV
     try:
-        linux_io.mount(SOURCE_PREFIX + os.fsencode(state), target, b"fuse.hotpair", flags, options)
+        linux_io.mount(SOURCE_PREFIX + os.fsencode(state), target, FUSE_KIND, flags, options)
     except OSError as error:
         os.close(fd)
         raise BadConfiguration(f"cannot mount over {os.fsdecode(target)}: {error.strerror}") from error
@@ -104,7 +105,7 @@ def mount_at(target: bytes) -> Mount | None:
     Read from the mount table (proc(5), mountinfo), because a look at the mount itself could wait for ourselves.
     """
     mounted = mounts_io.mounted_at(mounts_io.read_table(), target)
-    if not mounted or mounted[-1].kind != b"fuse.hotpair":
+    if not mounted or mounted[-1].kind != FUSE_KIND:
         return None
     return Mount(mounted[-1].source.removeprefix(SOURCE_PREFIX), int(mounted[-1].device.partition(b":")[2]))
 

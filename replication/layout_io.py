@@ -24,7 +24,6 @@ from hotpair.replication.objects_io import open_root
 log = logging.getLogger("hotpair.replication")
 
 MARK_XATTR: Final = b"trusted.hotpair.mount_point"
-FUSE_KIND: Final = b"fuse.hotpair"
 LONGEST_PLAN: Final = 8  # more steps than any plan has: beyond it somebody else is at work here
 _NO_FLAGS: Final = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL})
 _OPEN: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -208,7 +207,7 @@ class Layout:
         """
         with said(self._shown):
             for mount in reversed(self.covering()):
-                if mount.kind == FUSE_KIND:
+                if mount.kind == fuse_io.FUSE_KIND:
                     fuse_io.abort_connection(int(mount.device.partition(b":")[2]))
                 elif not self._shows(mount):
                     raise BadConfiguration(
@@ -290,11 +289,6 @@ def open_data(directory: bytes, expected: bytes | None, calls: Calls | None = No
         if place.weakness:
             log.warning("%s", place.weakness)
         return root_fd
-
-
-def has_sibling(directory: bytes) -> bool:
-    """Whether something is beside the directory: then `open_data` locks that before it takes any mount away."""
-    return os.path.lexists(layout.sibling_of(directory))
 
 
 def show(directory: bytes, root_fd: int) -> None:

@@ -27,7 +27,6 @@ RECEIVE_BUFFER = 4 << 20  # holds the largest frame, and several when they come 
 SEND_HIGH_WATER = 8 << 20  # above it no more requests are taken from the kernel
 HELLO_TIMEOUT_S = 10.0  # a peer that connects and says nothing must not hold the port
 STALL_TIMEOUT_S = 10.0  # no progress on outstanding operations for so long counts as a lost link
-FLUSH_TIMEOUT_S = 120.0  # a disk may take long over a flush; the target says that it is busy with one
 FLUSHES_AT_ONCE = 1024  # of files and directories, asked for and not answered; a good source has REQUEST_SLOTS
 FULL_FLUSHES_AT_ONCE = 16  # of the whole file system; each has a thread at the target
 BUSY_INTERVAL_S = 1.0  # how often a target that is busy with a flush says so

@@ -11,7 +11,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import stat
 from collections import OrderedDict
 from typing import Final
 
@@ -172,16 +171,6 @@ def open_root(path: bytes, expected: bytes | None) -> int:
             "Nothing was changed"
         )
     return fd
-
-
-def is_reserved(directory_is_root: bool, name: bytes) -> bool:
-    """Whether ``name`` is our own folder."""
-    return directory_is_root and name == PRIVATE_NAME
-
-
-def kind_of(mode: int) -> int:
-    """The type bits of a mode."""
-    return stat.S_IFMT(mode)
 
 
 def largest_file(root_fd: int) -> int:

@@ -8,10 +8,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hotpair.replication import layout, mounts_io, own_attributes_io
+from hotpair.replication import fuse_io, layout, mounts_io, own_attributes_io
 from hotpair.replication.errors import BadConfiguration
 from hotpair.replication.layout import Goal
-from hotpair.replication.layout_io import FUSE_KIND, Calls, Layout, is_point, said
+from hotpair.replication.layout_io import Calls, Layout, is_point, said
 from hotpair.replication.objects_io import O_PATH_FLAGS
 from hotpair.replication.users_io import users_of
 
@@ -79,7 +79,7 @@ def checked_path(text: str) -> bytes:
         raise BadConfiguration(f"--dir {text}: {objection}")
     mounts = mounts_io.read_table()
     for mount in mounts:
-        if mount.kind == FUSE_KIND and mount.point != directory and mounts_io.is_within(directory, mount.point):
+        if mount.kind == fuse_io.FUSE_KIND and mount.point != directory and mounts_io.is_within(directory, mount.point):
             raise BadConfiguration(
                 f"--dir {text} is inside the mirrored directory {os.fsdecode(mount.point)}: modules cannot be nested"
             )

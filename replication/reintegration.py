@@ -80,7 +80,6 @@ class Reintegration:
         self._slots = helper_process.slots
         self._closed = False
         self.flushed = False  # the target has flushed, or is about to, all that it has been sent
-        self._unacknowledged = 0
         self._walk_again = False
         self._changed: set[bytes] = set()  # objects changed while a listing is under way
         self._started_at = time.monotonic()

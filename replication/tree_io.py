@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from hotpair.replication import linux_io, own_attributes_io
 from hotpair.replication.objects_io import (
@@ -21,8 +21,6 @@ from hotpair.replication.objects_io import (
     proc_path,
     write_identity,
 )
-
-FILE_FLAGS: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class Description(NamedTuple):

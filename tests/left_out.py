@@ -46,10 +46,6 @@ def epoch_of_a_refusal(own: Record | None, answer: arbitration.Answer) -> Record
     return own if own is None or answer.epoch is None else record.agree_on_epoch(own, answer.epoch)
 
 
-def outdated_by_a_refusal(own: Record | None, answer: arbitration.Answer) -> Record | None:
-    return None if own is None else record.mark_outdated(own)
-
-
 def base_is_not_looked_at(mine: Any, peer: Any, *rest: Any, **names: Any) -> Any:
     met = _meet(mine, peer, *rest, **names)
     return replace(met, source=record.Side.NOBODY, rule=record.Rule.UNRELATED) if met.rule is record.Rule.BASE else met

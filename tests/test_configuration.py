@@ -15,7 +15,6 @@ from hotpair.cluster.checker_rules import Action
 from hotpair.cluster.configuration import Cluster, Module, digest, parse_cluster, parse_module
 from hotpair.cluster.configuration_checks import conflicts
 from hotpair.cluster.configuration_keys import ConfigurationError, line_of
-from hotpair.cluster.pulse import NETWORKS
 from hotpair.replication import limits
 
 CLUSTER = """\
@@ -160,7 +159,6 @@ def test_the_limits_are_those_of_the_mirror_and_of_the_pulse() -> None:
     assert tables.EXTENT_SIZE_LARGEST == limits.EXTENT_SIZE_LARGEST
     assert module().mirror.extent_size == limits.EXTENT_SIZE
     assert module().mirror.hot_extents == limits.HOT_EXTENTS
-    assert tables.NETWORK_LIMIT == NETWORKS
 
 
 # ---- what is refused, and how

@@ -21,6 +21,7 @@ from hotpair.replication.control_client import ControlClient
 from hotpair.replication.errors import MirrorError
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.process_io import boot_id
+from tests.faults import wait_until
 from tests.mirror_pair import MirrorPair, MirrorProcess, ReservedPort
 
 TIMEOUT_S = 30.0
@@ -301,10 +302,7 @@ def test_cut_before_the_question_arrives(proxied: tuple[MirrorPair, Proxy]) -> N
     ask(pair)
     assert "unknown" in said(pair.source, "the outcome of the handover is unknown")
     assert pair.source is not None
-    deadline = time.monotonic() + TIMEOUT_S
-    while not status(pair)["in_sync"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: status(pair)["in_sync"], "in sync", TIMEOUT_S)
     assert status(pair)["handover"] is None
     assert record_of(pair.target_state).last_role == "SECOND"
     check_that_all_is_there(pair, content)
@@ -354,10 +352,7 @@ def test_the_target_is_killed_before_the_question_arrives(proxied: tuple[MirrorP
     time.sleep(2.5)
     assert status(pair)["state"] == "FROZEN"
     pair.start_target()
-    deadline = time.monotonic() + TIMEOUT_S
-    while not status(pair)["in_sync"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: status(pair)["in_sync"], "in sync", TIMEOUT_S)
     check_that_all_is_there(pair, content)
 
 
@@ -374,10 +369,7 @@ def test_a_verdict_ends_the_waiting(proxied: tuple[MirrorPair, Proxy]) -> None:
     write_something(pair)
     content = content_of(pair)
     pair.start_target()
-    deadline = time.monotonic() + TIMEOUT_S
-    while not status(pair)["in_sync"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: status(pair)["in_sync"], "in sync", TIMEOUT_S)
     check_that_all_is_there(pair, content)
 
 

@@ -15,7 +15,7 @@ import pytest
 from hotpair.replication.control_client import ControlClient
 from hotpair.replication.errors import MirrorError
 from hotpair.replication.limits import CHUNK
-from tests.faults import said
+from tests.faults import said, wait_until
 from tests.mirror_pair import MirrorPair
 
 ROUNDS = 12  # over a small tree, under load
@@ -293,10 +293,7 @@ def test_names_are_repaired_by_a_target_that_begins_anew(verified: Verified) -> 
         os.unlink(f"{verified.pair.target_state}/{name}")
     verified.pair.target_arguments = ["--overwrite"]
     verified.pair.start_target()
-    deadline = time.monotonic() + TIMEOUT_S
-    while not verified.control.ask("status")["in_sync"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: verified.control.ask("status")["in_sync"], "in sync", TIMEOUT_S)
     assert verified.found() == []
     verified.pair.stop()
     assert verified.pair.compare() == []
@@ -341,10 +338,7 @@ def test_the_link_is_lost_in_the_middle(verified: Verified) -> None:
         verified.control.ask("verify_start")
     verified.control.ask("set_ceiling", bytes_per_second=0)
     verified.pair.start_target()
-    deadline = time.monotonic() + TIMEOUT_S
-    while not verified.control.ask("status")["in_sync"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: verified.control.ask("status")["in_sync"], "in sync", TIMEOUT_S)
     assert verified.run()["result"] == "no difference"
     verified.pair.stop()
     assert verified.pair.compare() == []

@@ -18,9 +18,8 @@ import itertools
 import os
 import random
 import stat
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -28,6 +27,7 @@ import pytest
 from hotpair.cluster import record_io
 from hotpair.replication import dirty_log
 from hotpair.replication.control_client import ControlClient
+from tests.faults import wait_until
 from tests.ledger import Ledger, WriterProcess
 from tests.mirror_pair import BASE_PARENT, MirrorPair, processes_marked
 from tests.tree_comparison import OWN_ATTRIBUTES, OWN_FOLDER, attributes_of, identity_of, path_below, walk
@@ -51,14 +51,6 @@ def kinds_of_rounds() -> dict[str, int]:
     if expects_adoption():
         kinds |= {f"{kind}{ADOPTED}": 2 for kind in ("source", "both", "source while reintegrating")}
     return kinds
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Wait for something that another process does and that no event tells of."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s:g} s: {what}"
-        time.sleep(0.005)
 
 
 # ---- what the copies differ in, against the dirty log
@@ -325,7 +317,7 @@ class Torture:
         self.pair.kill_source()
         if not adopted:
             self.lose_mount()
-        wait_until(lambda: not self._target_linked(), STUCK_S, "the target notices that the source is gone")
+        wait_until(lambda: not self._target_linked(), "the target notices that the source is gone", STUCK_S)
         self.check_after_source(adopted)
         self.start_source_again(adopted)
         self.wait_in_sync(0)
@@ -354,7 +346,7 @@ class Torture:
             kill()
         if not adopted:
             self.lose_mount()
-            wait_until(lambda: not processes_marked(self.pair.mark), 10, "helpers of killed mirrors end")
+            wait_until(lambda: not processes_marked(self.pair.mark), "helpers of killed mirrors end", 10)
         self.check_after_source(adopted)
         if draw.random() < 0.5:
             self.pair.start_target()
@@ -438,7 +430,7 @@ class Torture:
             assert self.pair.running, f"a mirror process has ended: {self.pair.troubles()}"
             return self._times_in_sync() > before
 
-        wait_until(done, STUCK_S, "in sync again")
+        wait_until(done, "in sync again", STUCK_S)
         self._story("in sync again")
         self.counts["reintegrations"] += 1
 
