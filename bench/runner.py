@@ -72,9 +72,10 @@ def _start(plan: Plan, system: System, directory: Path, running: list[System], r
         for name, size in ((DATA, plan.sizes.data), (COLD, plan.sizes.cold), (SPARSE, plan.sizes.sparse)):
             if name in files:
                 system.create(name, size)
-                if name != SPARSE:
-                    for options in fill_options(system.abilities, name, size):
-                        fio.run([*options, *system.target(name)], directory, FILL_S)
+                for options in fill_options(system.abilities, name, size):
+                    fill = fio.run([*options, *system.target(name)], directory, FILL_S)
+                if name == SPARSE:
+                    plan.say(f"{system.name}: first write to each extent: {fill.writes['fill'].iops:.0f} /s")
         _settle(system)
     except (BenchError, OSError) as error:
         results.errors.append(f"{system.name} does not start: {error}")

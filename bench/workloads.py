@@ -89,12 +89,15 @@ def reader_options(count: int, seed: int) -> list[str]:
 
 def fill_options(abilities: Abilities, name: str, size: int) -> list[list[str]]:
     """Write a whole file once, untimed; the part that is written in small pieces not in large ones (see above)."""
-    common = [f"--ioengine={abilities.engine}", f"--direct={int(abilities.direct)}", "--name=fill", "--rw=write"]
+    common = [f"--ioengine={abilities.engine}", f"--direct={int(abilities.direct)}", "--name=fill"]
     common += ["--invalidate=0", "--refill_buffers"]
-    large = ["--bs=1m", "--iodepth=8"]
+    large = ["--rw=write", "--bs=1m", "--iodepth=8"]
+    if name == SPARSE:  # one write to each extent: as with the other file, the first touch of each is behind it
+        touched = size // (4 * MIB) * 4096
+        return [[*common, "--rw=write:4092k", "--bs=4k", "--iodepth=16", f"--size={size}", f"--io_size={touched}"]]
     if name != DATA:
         return [[*common, *large, f"--size={size}"]]
-    return [[*common, "--bs=16k", "--iodepth=16", *_SMALL], [*common, *large, *_LARGE]]
+    return [[*common, "--rw=write", "--bs=16k", "--iodepth=16", *_SMALL], [*common, *large, *_LARGE]]
 
 
 def verify_options(abilities: Abilities) -> list[list[str]]:

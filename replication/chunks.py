@@ -46,7 +46,7 @@ class FileJob:
 class Chunk:
     """A piece of a file that is being read, compared or sent."""
 
-    __slots__ = ("job", "offset", "size", "slot", "touched", "tries")
+    __slots__ = ("began", "job", "offset", "size", "slot", "touched", "tries", "writes_before")
 
     def __init__(self, job: FileJob, offset: int, size: int, slot: int) -> None:
         self.job = job
@@ -55,3 +55,5 @@ class Chunk:
         self.slot = slot
         self.touched = False
         self.tries = 0
+        self.began = 0.0  # when, for its pace, and how many writes the VM had made by then
+        self.writes_before = 0

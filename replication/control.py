@@ -104,6 +104,7 @@ def source_commands(process: SourceProcess) -> dict[str, Command]:
         "verify_stop": lambda _: control.ask(lambda: verdicts.end_verify("stopped")),
         "handover": lambda _: control.ask(verdicts.hand_over),
         "set_ceiling": lambda arguments: control.ask(lambda: verdicts.set_ceiling(int(arguments["bytes_per_second"]))),
+        "set_floor": lambda arguments: control.ask(lambda: verdicts.set_floor(int(arguments["bytes_per_second"]))),
     }
 
 

@@ -24,8 +24,9 @@ from hotpair.replication.dirty_log import TO_END_OF_FILE, Extents, Mark, Metadat
 from hotpair.replication.errors import LinkLost, ProtocolError
 from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
-from hotpair.replication.limits import CHUNK, CHUNK_RETRIES, LISTING_BYTES
+from hotpair.replication.limits import CHUNK, CHUNK_RETRIES, CHUNKS_IN_WORK, LISTING_BYTES
 from hotpair.replication.nodes import Node, NodeTable
+from hotpair.replication.pace import Pace
 from hotpair.replication.source import Source
 
 log = logging.getLogger("hotpair.replication")
@@ -87,9 +88,7 @@ class Reintegration:
         self.bytes_done = 0
         self.bytes_left = 0
         self.bytes_sent = 0
-        self.ceiling = 0  # bytes per second, 0: none
-        self._allowance = 0.0
-        self._allowance_at = self._started_at
+        self.pace = Pace()
         source.chunks.clear()
 
     # --- what the core asks ---------------------------------------------------------------------------------------
@@ -335,7 +334,7 @@ class Reintegration:
     def _read_more(self) -> None:
         """Give the helper as many chunks as there are slots, while the link keeps up."""
         source = self._source
-        while self._slots and self._queue and len(source.out) < 4 and self._may_send():
+        while self._slots and self._queue and len(source.out) < 4 and self._may_begin():
             job = self._queue[0]
             if job.cancelled or (job.fd < 0 and not self._open(job)):
                 self._queue.popleft()
@@ -354,6 +353,8 @@ class Reintegration:
             else:
                 job.ranges[0] = (start + size, end)
             chunk = Chunk(job, start, size, self._slots.pop())
+            chunk.began = time.monotonic()
+            chunk.writes_before = source.writes
             job.in_work.append(chunk)
             self._ask(chunk)
 
@@ -401,7 +402,7 @@ class Reintegration:
 
     def _send(self, chunk: Chunk, size: int) -> None:
         self.bytes_sent += size
-        self._allowance -= size
+        self.pace.spend(size)
         data = self._helper.chunk(chunk.slot, size)
         self._source.send_data(chunk.job.identity, chunk.offset, data, self._done, chunk)
 
@@ -426,6 +427,7 @@ class Reintegration:
         if self._closed:
             return
         self._slots.append(chunk.slot)
+        self.pace.ended(chunk.began, chunk.size, chunk.writes_before != self._source.writes)
         job = chunk.job
         job.in_work.remove(chunk)
         self.bytes_done += chunk.size
@@ -435,15 +437,8 @@ class Reintegration:
         if not job.in_work and (job.cancelled or not job.ranges) and (not self._queue or self._queue[0] is not job):
             self._close(job)
 
-    def _may_send(self) -> bool:
-        """Within the ceiling; up to a fifth of a second's worth may come in a burst."""
-        if not self.ceiling:
-            return True
-        now = time.monotonic()
-        self._allowance += (now - self._allowance_at) * self.ceiling
-        self._allowance = min(self._allowance, self.ceiling / 5)
-        self._allowance_at = now
-        return self._allowance > 0
+    def _may_begin(self) -> bool:
+        return self.pace.may_begin(CHUNKS_IN_WORK - len(self._slots))
 
     # --- the end --------------------------------------------------------------------------------------------------
 

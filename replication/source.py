@@ -62,6 +62,7 @@ class Source:
     ) -> None:
         self.mode = FROZEN
         self.sequence = 0
+        self.writes = 0  # of the VM, that were sent
         self.session = 0
         self.applied = 0
         self.connection: Connection | None = None
@@ -181,6 +182,7 @@ class Source:
         """Apply the writes that were sent and not yet applied here, before anything that must come after them."""
         local = self._local
         self._local = []
+        self.writes += len(local)
         failed = []
         for node, data, offset, slot in local:
             error = self._apply_write(node, data, offset)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from enum import Enum
+from enum import IntEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from hotpair.cluster import record as records
@@ -46,14 +46,17 @@ if TYPE_CHECKING:
 log = logging.getLogger("hotpair.replication")
 
 NUMBERED: Final = frozenset({Kind.APPLIED, Kind.FLUSHED, Kind.CHECKED, Kind.FAILED})
+SENT_BEFORE: Final = frozenset({Kind.FLUSHED, Kind.CHECKED})  # their number is that of an operation
 # Whose fields come from the peer and are not numbers
 STRUCTURED: Final = frozenset({Kind.WELCOME, Kind.WANTED, Kind.COMPARED, Kind.NAMES, Kind.HANDED_OVER})
 MALFORMED: Final = (LookupError, TypeError, ValueError, AttributeError)  # what fields of other types raise
 UNANSWERED: Final = " before it answered: do both servers have TLS, and each other's authority?"
+APPLIED: Final = int(Kind.APPLIED)  # looking at an enumeration costs more than the whole comparison
+RECEIVE_BYTES: Final = 64 << 10
 GREETING_S: Final = 2.0  # a verdict by time waits so long for the answer to a hello
 
 
-class Phase(Enum):
+class Phase(IntEnum):
     """How far a connection is: what the target may say in it."""
 
     GREETING = 0  # hello was said
@@ -64,6 +67,7 @@ class Phase(Enum):
     IN_SYNC = 5
 
 
+FILLING: Final = int(Phase.FILLING)
 _ALWAYS: Final = frozenset({Kind.BUSY, Kind.FAILED, Kind.REFUSED})
 _SERVING: Final = _ALWAYS | {Kind.APPLIED, Kind.FLUSHED, Kind.WANTED, Kind.CHECKED}
 DUE: Final[dict[Phase, frozenset[Kind]]] = {
@@ -103,6 +107,7 @@ class Session:
         self.connection: Connection | None = None
         self._sent_before = 0  # bytes, over the connections that are gone
         self._writes_watched = False
+        self._buffer = memoryview(bytearray(RECEIVE_BYTES))
         self._received = bytearray()
         self._identity: bytes | None = None  # of the session in which the pair is in sync
         self._offered: bytes | None = None
@@ -156,10 +161,9 @@ class Session:
         assert connection is not None
         if connection.wants_write:
             self._source.send()
-        view = memoryview(bytearray(65536))
-        size = connection.receive(view)
+        size = connection.receive(self._buffer)
         received = self._received
-        received += view[:size]
+        received += self._buffer[:size]
         start = 0
         while len(received) - start >= LENGTH.size:
             (length,) = LENGTH.unpack_from(received, start)
@@ -170,18 +174,16 @@ class Session:
                 break
             fields = frames.decode(bytes(received[start + LENGTH.size : end]))
             start = end
-            if fields[0] in NUMBERED and type(fields[1]) is not int:
-                raise ProtocolError(f"the peer sent {Kind(fields[0]).name} without a number")
-            if fields[0] not in DUE[self.phase]:
-                raise ProtocolError(f"the peer sent {Kind(fields[0]).name}, which was not due")
-            if fields[0] in (Kind.FLUSHED, Kind.CHECKED) and fields[1] > self._source.sequence:
-                raise ProtocolError(f"the peer sent {Kind(fields[0]).name} for what was not sent")
-            if fields[0] != Kind.APPLIED:
+            kind = fields[0]
+            if kind in NUMBERED and type(fields[1]) is not int:
+                raise ProtocolError(f"the peer sent {Kind(kind).name} without a number")
+            if kind not in DUE[self.phase]:
+                raise ProtocolError(f"the peer sent {Kind(kind).name}, which was not due")
+            if kind != APPLIED:
+                if kind in SENT_BEFORE and fields[1] > self._source.sequence:
+                    raise ProtocolError(f"the peer sent {Kind(kind).name} for what was not sent")
                 self._understand(fields)
-            elif self.phase not in (
-                Phase.WELCOMED,
-                Phase.BEGUN,
-            ):  # there it answers a probe, and says nothing of an earlier session
+            elif self.phase >= FILLING:  # before, it answers a probe, and says nothing of an earlier session
                 if fields[1] > self._source.sequence:
                     raise ProtocolError("the peer acknowledged what was not sent")
                 self._source.acknowledged(fields[1])
@@ -436,7 +438,8 @@ class Session:
             self._full,
             self._try_to_finish,
         )
-        reintegration.ceiling = self.verdicts.ceiling
+        reintegration.pace.ceiling = self.verdicts.ceiling
+        reintegration.pace.floor = self.verdicts.floor
         reintegration.compared = self._compared
         self._copy.activity.freeze()
         self._source.begin_session(reintegration, root)

@@ -16,6 +16,7 @@ from hotpair.replication.errors import MirrorError, ProtocolError
 from hotpair.replication.frames import Kind
 from hotpair.replication.handover import Handover
 from hotpair.replication.helper_io import Helper
+from hotpair.replication.limits import REINTEGRATION_FLOOR
 from hotpair.replication.modes import FROZEN, PRIM
 from hotpair.replication.source import Source
 from hotpair.replication.source_copy import OwnCopy
@@ -57,6 +58,7 @@ class Verdicts:
         self.handover: Handover | None = None
         self.verification: Verification | None = None  # the last one, running or ended
         self.ceiling = 0  # bytes per second of reintegration and verify, 0: none
+        self.floor = REINTEGRATION_FLOOR  # bytes per second of reintegration, however much the VM writes
 
     # --- alone, or not at all -----------------------------------------------------------------------------------------
 
@@ -126,9 +128,15 @@ class Verdicts:
         """Limit reintegration's rate; 0: no limit."""
         self.ceiling = max(0, bytes_per_second)
         if self._source.reintegration is not None:
-            self._source.reintegration.ceiling = self.ceiling
+            self._source.reintegration.pace.ceiling = self.ceiling
         if self.verification is not None:
-            self.verification.content.ceiling = self.ceiling
+            self.verification.content.pace.ceiling = self.ceiling
+
+    def set_floor(self, bytes_per_second: int) -> None:
+        """Have reintegration give way to the VM's writes only above this rate; 0: always."""
+        self.floor = max(0, bytes_per_second)
+        if self._source.reintegration is not None:
+            self._source.reintegration.pace.floor = self.floor
 
     def start_verify(self, repair: bool) -> None:
         """Compare both copies while the VM runs. Raises MirrorError when it makes no sense now."""
@@ -141,7 +149,7 @@ class Verdicts:
         self.verification = self._source.verification = Verification(
             self._source, self._tap.nodes, self._copy.root_fd, self._tap.root, self._helper, repair, self._verified
         )
-        self.verification.content.ceiling = self.ceiling
+        self.verification.content.pace.ceiling = self.ceiling
 
     def end_verify(self, result: str) -> None:
         """End a comparison, if one is under way."""

@@ -113,11 +113,12 @@ class FuseTap:
 
         Raises OSError(ENODEV) when the mount is gone.
         """
+        source = self._source
         slots = self._slots
         handles = self.nodes.handles
-        write = self._source.write
+        write = source.write
         fuse_fd = self.fuse_fd
-        inflight = self._source.inflight
+        inflight = source.inflight
         others = 0
         for count in range(REQUESTS_PER_TURN):
             if not slots:
@@ -148,6 +149,8 @@ class FuseTap:
                     self._set_id.clear_then_write(node, offset, size, slot)
                 else:
                     write(node, offset, size, slot)
+                    if len(inflight) == 1 and source.out:  # nothing else keeps the target busy: it begins now, not
+                        source.send()  # after another look for requests
                 if size >= BYTES_PER_TURN:
                     return count + 1  # large writes are passed on one by one, so that both copies work at once
             else:

@@ -52,6 +52,7 @@ MALFORMED: Final = (
 )
 
 unpack_length = LENGTH.unpack_from
+APPLIED: Final = int(Kind.APPLIED)
 unpack = frames.unpack
 decode = frames.decode
 
@@ -215,7 +216,7 @@ class Target:
                     self._start = self._end = 0
         if self.applied != self._acknowledged:
             self._acknowledged = self.applied
-            self.say(Kind.APPLIED, self.applied)
+            self.say(APPLIED, self.applied)
         if self.out:
             connection.send(self.out)
         if connection.pending() and not self.congested:

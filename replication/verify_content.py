@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import time
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
@@ -23,6 +22,7 @@ from hotpair.replication.frames import Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import CHUNK, CHUNK_RETRIES, CHUNKS_READ_AHEAD
 from hotpair.replication.operations import Operation
+from hotpair.replication.pace import Pace
 from hotpair.replication.source import Source
 from hotpair.replication.verify_report import Difference, Report
 
@@ -62,9 +62,7 @@ class Content:
         self._written: set[FileJob] = set()  # repaired: the target's modification time is that of the repair
         self._in_work = 0
         self._closed = False
-        self.ceiling = 0  # bytes per second, 0: none
-        self._allowance = 0.0
-        self._allowance_at = time.monotonic()
+        self.pace = Pace()
         self.bytes_done = 0
         self.bytes_total = 0
         self.files_done = 0
@@ -97,7 +95,7 @@ class Content:
 
     def read_more(self) -> None:
         """Give the helper as many chunks as may be in work."""
-        while self._queue and self._slots and self._in_work < CHUNKS_READ_AHEAD and self._may_read():
+        while self._queue and self._slots and self._in_work < CHUNKS_READ_AHEAD and self.pace.may_begin(self._in_work):
             job = self._queue[0]
             if job.cancelled or (job.fd < 0 and not self._open(job)) or not job.ranges:
                 self._queue.popleft()
@@ -113,7 +111,7 @@ class Content:
             chunk = Chunk(job, start, size, self._slots.pop())
             job.in_work.append(chunk)
             self._in_work += 1
-            self._allowance -= size
+            self.pace.spend(size)
             self._read(chunk)
 
     def _open(self, job: FileJob) -> bool:
@@ -147,15 +145,6 @@ class Content:
         self._written.discard(job)
         self.files_done += 1
         self._release(identity)
-
-    def _may_read(self) -> bool:
-        """Within the ceiling; up to a fifth of a second's worth may come in a burst."""
-        if not self.ceiling:
-            return True
-        now = time.monotonic()
-        self._allowance = min(self._allowance + (now - self._allowance_at) * self.ceiling, self.ceiling / 5)
-        self._allowance_at = now
-        return self._allowance > 0
 
     def _read(self, chunk: Chunk) -> None:
         self._source.apply_local()  # a write that was sent and not applied here yet must be seen by the reader

@@ -15,7 +15,12 @@ class World:
         self.now = 0.0
         self.looks = 0
         self.comes_at: float | None = None
-        self.spinner = Spinner(SPIN_US, lambda: self.now)
+        self.asides = 0
+        self.spinner = Spinner(SPIN_US, lambda: self.now, self.aside)
+
+    def aside(self) -> None:
+        """Somebody else has the processor for a moment."""
+        self.asides += 1
 
     def poll(self, timeout: float) -> Events:
         assert timeout == 0, "a look never waits"
@@ -47,6 +52,14 @@ def test_event_within_the_time_is_found_without_sleeping() -> None:
 def test_event_that_is_there_needs_no_spinning() -> None:
     world = World()
     assert world.spins(1000, 0) == 0
+
+
+def test_steps_aside_before_each_further_look() -> None:
+    world = World()
+    world.turn(SPIN_US / 2)
+    assert world.asides == world.looks - 1 > 10
+    world.turn(0)
+    assert world.asides == world.looks - 2  # what is there at the first look is taken at once
 
 
 def test_nothing_outstanding_nothing_spun() -> None:
