@@ -108,8 +108,8 @@ ACKNOWLEDGEMENTS = (
         "The target says that it has applied the operation after the last one.",
         (
             TARGET,
-            "self.say(Kind.APPLIED, self.applied)\n        if self.out:",
-            "self.say(Kind.APPLIED, self.applied + 1)\n        if self.out:",
+            "self.say(APPLIED, self.applied)\n        if self.out:",
+            "self.say(APPLIED, self.applied + 1)\n        if self.out:",
         ),
         tests=(CONTRACT + "test_session_goes_on_where_the_target_is",),
     ),

@@ -154,8 +154,8 @@ def test_read_sees_the_write_that_was_sent_and_not_yet_applied(pair: Pair) -> No
 def test_lost_link_freezes_until_the_verdict(pair: Pair, verdict: str) -> None:
     stream, vm = pair
     file = in_sync_with_a_hot_file(pair)
-    sent = vm.write(file, 0, b"after!")
     stream.to_target.cut = True
+    sent = vm.write(file, 0, b"after!")
     some_turns(pair)
     later, name = vm.write(file, 100, b"later"), vm.create(b"name")
     some_turns(pair)
