@@ -20,6 +20,7 @@ LYING = "tests/test_lying_target.py::"
 LAYOUT = "tests/test_layout_io.py::"
 POSIX = "tests/test_posix_difference.py::"
 SNAPSHOT = "tests/test_snapshot.py::"
+PACE = "tests/test_pace.py::"
 COPIES_TESTS, CLEAN_STOP = "tests/test_copies.py::", "tests/test_clean_stop.py::"
 
 SOURCE, SOURCE_PROCESS = "replication/source.py", "replication/source_process.py"
@@ -909,6 +910,18 @@ DECISIONS = (
 )
 
 REINTEGRATING = (
+    mutant(
+        "reintegration does not give way to the VM",
+        "A VM that writes has about the latency that it has without a reintegration.",
+        ("replication/pace.py", "        self._polite = met\n", "        self._polite = False\n"),
+        tests=(PACE + "test_a_chunk_that_met_writes_is_followed_by_a_rest",),
+    ),
+    mutant(
+        "a VM that writes all the time is never mirrored again",
+        "However much the VM writes, the pair is in sync within a bounded time.",
+        ("replication/pace.py", "            if self.floor:\n", "            if False:\n"),
+        tests=(PACE + "test_slow_servers_copy_the_floor_in_any_case",),
+    ),
     mutant(
         "chunk flag is not checked",
         "A chunk that was read before a write and sent after it overwrites the write for ever.",
