@@ -46,8 +46,8 @@ HOT_EXTENTS = (
 CHUNK = 256 << 10
 CHUNK_RETRIES = 3  # after so many interrupted reads the loop reads the chunk itself
 CHUNKS_IN_WORK = 8
-CHUNK_REST = 4  # times the duration of a chunk that met writes of the VM: until the next one
-REINTEGRATION_FLOOR = 32 << 20  # bytes per second, if the servers and the link can, however much the VM writes
+CHUNK_REST = 6  # times the duration of a chunk that met writes of the VM: until the next one
+REINTEGRATION_FLOOR = 24 << 20  # bytes per second, if the servers and the link can, however much the VM writes
 # What was copied in so long is copied again after an interruption, at most; each time both file systems are flushed,
 # which those who flush on the mount wait for
 COPIED_FLUSH_INTERVAL_S = 2.0

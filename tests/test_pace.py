@@ -71,7 +71,7 @@ def test_the_vm_keeps_most_of_the_time() -> None:
 
 
 def test_slow_servers_copy_the_floor_in_any_case() -> None:
-    """A chunk takes 7 ms: with its full rest, 7 MB/s would be copied."""
+    """A chunk takes 7 ms: with its full rest, 5 MB/s would be copied."""
     assert Copying().rate(met=True, seconds=5, took_s=0.007) > 0.95 * REINTEGRATION_FLOOR
     copying = Copying()
     copying.pace.floor = 0
