@@ -92,6 +92,11 @@ ACKNOWLEDGEMENTS = (
             "        if self._local:\n            self.apply_local()\n        if self.marks.staged",
             "        if self._local and not self.inflight:\n            self.apply_local()\n        if self.marks.staged",
         ),
+        (
+            SOURCE,
+            "        if self._local:\n            self.apply_local()  # what is answered now must be here as well\n",
+            "",
+        ),
         tests=(CONTRACT + "test_write_is_answered_when_both_copies_have_it",),
     ),
     mutant(

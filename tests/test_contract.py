@@ -34,7 +34,7 @@ from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, PROTOCOL_VERSION
 from hotpair.replication.link_io import Delivery
 from hotpair.replication.marks_message import decode_marks
-from hotpair.replication.modes import ALONE, FROZEN, PRIM, STOPPED
+from hotpair.replication.modes import ALONE, FROZEN, PRIM, STOPPED, Mode
 from hotpair.replication.source_copy import OwnCopy
 from hotpair.replication.source_process import SourceProcess
 from hotpair.replication.source_session import Session
@@ -425,9 +425,13 @@ def fail(flushes: StepFlushes) -> None:
     flushes.completed = lambda: [(token, -errno.EIO) for token, _ in StepFlushes.completed(flushes)]  # type: ignore[method-assign]
 
 
-def test_failed_flush_of_the_source_is_sticky(pair: Pair) -> None:
+@pytest.mark.parametrize("mode", [PRIM, ALONE])
+def test_failed_flush_of_the_source_is_sticky(pair: Pair, mode: Mode) -> None:
     stream, vm = pair
     file = in_sync_with_a_hot_file(pair)
+    if mode is ALONE:
+        stream.go_alone()
+    settle(pair, vm.write(file, 0, b"before"))
     fail(stream.flushes)
     request = vm.fsync(file)
     stream.turn()
@@ -689,21 +693,27 @@ def test_what_came_after_the_flush_is_flushed_again(pair: Pair) -> None:
     settle(pair, vm.create(b"g"))
     stream.begin()
     sent: list[int] = []
+    answers, walked_again = 0, False
     for _ in range(1000):
         stream.turn()
         kinds = [kind for kind, _ in stream.to_target.frames()]
-        if Kind.FLUSH_ALL in kinds and Kind.FLUSH_ALL not in sent:
+        if not walked_again and stream.source.reintegration.flushed:
+            assert Kind.FLUSH_ALL in kinds
             stream.source.reintegration.walk_again()
+            walked_again = True
         sent += kinds
         if Kind.OFFER_SYNC in sent:
             break
         stream.helper.perform()
         stream.answer()
         stream.deliver()
+        answers += [kind for kind, _ in stream.to_source.frames()].count(Kind.FLUSHED)
         stream.deliver_back()
     walks = [number for number, kind in enumerate(sent) if kind == Kind.LISTING]
     assert sent.count(Kind.LISTING) >= 2 and Kind.FLUSH_ALL in sent[: walks[-1]]
-    assert Kind.FLUSH_ALL in sent[walks[-1] : sent.index(Kind.OFFER_SYNC)]
+    after = sent.index(Kind.FLUSH_ALL, walks[-1])
+    assert after < sent.index(Kind.OFFER_SYNC)
+    assert answers >= sent[: after + 1].count(Kind.FLUSH_ALL), "sync is offered before the target has flushed"
 
 
 # --- names and objects ------------------------------------------------------------------------------------------------
