@@ -7,30 +7,36 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from hotpair.actors.simulation_on_ray import ClusterRefused, lives_on_ray
 from hotpair.cluster.arbitration import Kind
-from hotpair.cluster.simulation.batch import Summary, lives, quantile, shrink
+from hotpair.cluster.simulation.batch import Lost, Summary, lives, quantile, shrink
 from hotpair.cluster.simulation.faults import END_S, Plan, plan
 from hotpair.cluster.simulation.timed import simulate
 from hotpair.cluster.simulation.watch import Result
 
 MOST_SEEDS = 10_000_000
 MOST_SHOWN = 5  # failing seeds printed
+INTERRUPTED = 130  # what a shell makes of Ctrl-C
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The exit code: 1 when an invariant did not hold, 2 for arguments that make no sense."""
+    """The exit code: 1 when an invariant did not hold, 2 for arguments that make no sense and for no cluster to run on,
+    3 when seeds were lost, 130 after Ctrl-C."""
     parser = _parser()
     given = parser.parse_args(arguments)
     if given.ray is not None:
-        parser.error("--ray is not built yet: run it with --from on each machine, and --jobs")
+        for name in ("jobs", "trace", "seed"):
+            if getattr(given, name) is not None and getattr(given, name) is not False:
+                parser.error(f"--ray does not go with --{name}: it spreads many seeds over other machines")
+    given.jobs = 1 if given.jobs is None else given.jobs
     if not 0 < given.seeds <= MOST_SEEDS:
         parser.error(f"--seeds: from 1 to {MOST_SEEDS}")
     if not 0 < given.jobs <= (os.cpu_count() or 1) * 4:
@@ -40,7 +46,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     kind = Kind(given.policy)
     if given.seed is not None:
         return _one(parser, kind, given)
-    return _many(kind, given)
+    try:
+        return _many(kind, given)
+    except ClusterRefused as error:
+        print(f"hotpair simulate: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hotpair simulate: interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -52,13 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=1000, help="how many (default 1000)")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first one (default 0)")
     parser.add_argument("--policy", choices=[kind.value for kind in Kind], default="witness", help="arbitration")
-    parser.add_argument("--jobs", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--jobs", type=int, help="processes (default 1)")
     parser.add_argument("--json", metavar="FILE", help="write the result of each seed there, one line each")
     parser.add_argument("--shrink", action="store_true", help="shorten a failing seed's list of faults")
     parser.add_argument("--seed", type=int, help="only this one, and what became of it")
     parser.add_argument("--only", metavar="N,N", help="with --seed: only these of its faults, by number")
     parser.add_argument("--trace", action="store_true", help="with --seed: everything that happens")
-    parser.add_argument("--ray", metavar="ADDRESS", help="spread the seeds over a Ray cluster")
+    parser.add_argument("--ray", metavar="ADDRESS", help="spread the seeds over this Ray cluster: HOST:PORT, or auto")
     return parser
 
 
@@ -115,25 +128,45 @@ def _print_shrunk(whole: Plan) -> None:
 
 def _many(kind: Kind, given: argparse.Namespace) -> int:
     summary = Summary()
+    lost: list[Lost] = []
     began = time.monotonic()
     with ExitStack() as stack:
+        results = stack.enter_context(_results(kind, given))  # first: without a cluster no file is overwritten
         out = None if given.json is None else stack.enter_context(open(given.json, "w", encoding="utf-8"))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
         task = progress.add_task(kind.value, total=given.seeds)
-        for result in lives(kind, range(given.first, given.first + given.seeds), given.jobs):
-            summary.add(result)
-            if out is not None:
-                out.write(json.dumps(asdict(result)) + "\n")
+        for result in results:
+            if isinstance(result, Lost):
+                lost.append(result)
+            else:
+                summary.add(result)
+                if out is not None:
+                    out.write(json.dumps(asdict(result)) + "\n")
             wrong = f": {len(summary.wrong)} wrong" if summary.wrong else ""
-            progress.update(task, advance=1, description=f"{kind.value}{wrong}")
+            missing = f", {sum(len(one.seeds) for one in lost)} lost" if lost else ""
+            advance = len(result.seeds) if isinstance(result, Lost) else 1
+            progress.update(task, advance=advance, description=f"{kind.value}{wrong}{missing}")
     _print_summary(summary, kind, time.monotonic() - began)
-    for result in sorted(summary.wrong, key=lambda result: result.seed)[:MOST_SHOWN]:
-        print(f"VIOLATION seed {result.seed} at {result.at_s} s: {result.wrong}")
-        print(f"  {command_for(kind, result.seed)}")
+    for failing in sorted(summary.wrong, key=lambda result: result.seed)[:MOST_SHOWN]:
+        print(f"VIOLATION seed {failing.seed} at {failing.at_s} s: {failing.wrong}")
+        print(f"  {command_for(kind, failing.seed)}")
         if given.shrink:
-            _print_shrunk(plan(result.seed, kind))
-    return 1 if summary.wrong else 0
+            _print_shrunk(plan(failing.seed, kind))
+    _print_lost(lost)
+    return 1 if summary.wrong else 3 if lost else 0
+
+
+def _results(kind: Kind, given: argparse.Namespace) -> AbstractContextManager[Iterator[Result | Lost]]:
+    seeds = range(given.first, given.first + given.seeds)
+    if given.ray is not None:
+        return lives_on_ray(given.ray, kind, seeds)
+    return nullcontext(lives(kind, seeds, given.jobs))
+
+
+def _print_lost(lost: Sequence[Lost]) -> None:
+    for one in sorted(lost, key=lambda one: one.seeds.start):
+        print(f"LOST seeds {one.seeds.start} to {one.seeds.stop - 1}: {one.why}")
 
 
 def _print_summary(summary: Summary, kind: Kind, seconds: float) -> None:
@@ -151,7 +184,7 @@ def _print_summary(summary: Summary, kind: Kind, seconds: float) -> None:
     outcomes = Table(title="outcomes")
     outcomes.add_column("outcome")
     outcomes.add_column("seeds", justify="right")
-    for name, count in summary.outcomes.most_common():
+    for name, count in sorted(summary.outcomes.items(), key=lambda outcome: (-outcome[1], outcome[0])):
         outcomes.add_row(name, str(count))
     console.print(outcomes)
     print(

@@ -139,7 +139,7 @@ def test_a_failing_seed_is_printed_with_what_replays_it(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     "arguments",
     [["--seeds", "0"], ["--jobs", "0"], ["--only", "1"], ["--seed", "1", "--only", "99"], ["--policy", "luck"],
-     ["--seed", "1", "--only", "x"], ["--ray", "auto"]],
+     ["--seed", "1", "--only", "x"]],
 )  # fmt: skip
 def test_arguments_that_make_no_sense_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:

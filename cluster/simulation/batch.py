@@ -15,6 +15,14 @@ from hotpair.cluster.simulation.watch import Result
 CHUNK = 16  # seeds given to a process at a time
 
 
+@dataclass(frozen=True)
+class Lost:
+    """Seeds that were not run, or of which nothing came back."""
+
+    seeds: range
+    why: str
+
+
 def life(kind: Kind, seed: int) -> Result:
     return simulate(plan(seed, kind))
 
