@@ -31,7 +31,8 @@ from hotpair.cluster.arbitration import Kind, Standing
 from hotpair.cluster.module_events import Command
 from hotpair.cluster.module_values import ready
 from hotpair.cluster.record import Record
-from hotpair.cluster.simulation.faults import Detail, Fault, Plan
+from hotpair.cluster.simulation.fault_list import Detail, Fault
+from hotpair.cluster.simulation.faults import Plan
 from hotpair.cluster.simulation.life import Life
 from hotpair.cluster.simulation.timed import begin, inject, keep_down, run
 from hotpair.cluster.simulation.world import BOOT, NAMES, OLD_BOOT, ROOT, Server, World, named, pair_in_sync

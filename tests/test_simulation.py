@@ -76,7 +76,7 @@ def test_every_fault_happens_and_ends_in_time() -> None:
     plans = [plan(seed, Kind.WITNESS) for seed in range(300)]
     assert max(len(one.faults) for one in plans) <= MOST_FAULTS
     assert all(fault.at_s < QUIET_FROM_S - 20 for one in plans for fault in one.faults)
-    assert len({fault.name for one in plans for fault in one.faults}) == 26
+    assert len({fault.name for one in plans for fault in one.faults}) == 29
 
 
 def test_lives_in_several_processes_are_the_same() -> None:

@@ -34,6 +34,9 @@ from hotpair.cluster.simulation.actions import MATERIAL
 from hotpair.cluster.simulation.life import CONTROL, Life
 from hotpair.cluster.simulation.world import BOOT, NAMES, change
 
+COPIES_OF_AN_ANSWER = 3  # beside the one that comes in time
+LATEST_ANSWER_S = 45.0
+
 
 def ended(life: Life, s: int) -> None:
     """With the process goes what it has heard, its timers, and every answer that was for it."""
@@ -154,7 +157,7 @@ def _reaches_arbiter(life: Life, s: int) -> bool:
 def arbiter_decides(life: Life, s: int, request: Claim | Look) -> None:
     if (s, request) not in life.world.requests:
         return
-    if not _reaches_arbiter(life, s):
+    if life.arbiter_deaf[s] or not _reaches_arbiter(life, s):
         if life.random.random() < 0.5:
             life.soon(0.5, 10.0, "arbiter", s, request)  # sent again below, long after it was asked
         else:
@@ -166,6 +169,9 @@ def arbiter_decides(life: Life, s: int, request: Claim | Look) -> None:
     life.soon(*_arbiter_delay(life), "answer", s, answer)
     if life.arbiter_slow:
         life.soon(*_arbiter_delay(life), "answer", s, answer)
+    if life.answers_repeated:
+        for _ in range(COPIES_OF_AN_ANSWER):
+            life.soon(1.0, LATEST_ANSWER_S, "answer", s, answer)
 
 
 def answer_comes(life: Life, s: int, answer: Answered) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from hotpair.cluster.failure_detector import Change, Doubted, PeerChanged, PeerStatus
-from hotpair.cluster.module_events import PeerHeard, PeerLost
 from hotpair.cluster.module_events import Doubted as ModuleDoubted
+from hotpair.cluster.module_events import PeerHeard, PeerLost
 from hotpair.cluster.simulation import control, speaking
 from hotpair.cluster.simulation.life import CONTROL, MIRROR, Life
 from hotpair.cluster.simulation.pulses import PULSE_S, Datagram

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hotpair.cluster.module_values import MirrorMode
 from hotpair.cluster.simulation import actions
 from hotpair.cluster.simulation.life import CONTROL, MIRROR, Life
 from hotpair.cluster.simulation.world import MOST_WRITES, change
@@ -26,7 +27,11 @@ def lose_power(life: Life, s: int, length_s: float) -> None:
         lost = server.volatile
     world = change(life.world, s, copy=server.copy & ~lost, volatile=0)
     record, theirs = server.record, world.servers[1 - s].record
-    if record is None or record.solo or theirs is None or theirs.outdated or theirs.inconsistent:
+    mirror = server.mirror
+    # what a source in sync has answered is on both, whatever the other one's record says by now
+    on_both = mirror is not None and mirror.linked and mirror.mode is MirrorMode.PAIRED
+    is_behind = theirs is None or theirs.inconsistent or (theirs.outdated and not on_both)
+    if record is None or record.solo or is_behind:
         # the only current copy: as after a power cut of a single machine
         world = world._replace(acked=world.acked & ~(lost & ~life.watch.flushed))
     life.watch.fragile[s] |= lost & world.acked

@@ -60,10 +60,12 @@ class Life:
         self.arbiter_down = 0
         self.arbiter_slow = 0
         self.arbiter_apart = [0, 0]
+        self.arbiter_deaf = [0, 0]
+        self.answers_repeated = 0
         self.disk_errors = [0, 0]
         self.disk_full = [0, 0]
         self.death: list[tuple[int, str, float, float] | None] = [None, None]
-        self.middle: tuple[int, float, float] | None = None
+        self.middle: tuple[str, int, float, float] | None = None
         self.busy_until = 0.0
         self.watch = Watch(plan.kind, self.world, self.result)
         self.slow_delays = False

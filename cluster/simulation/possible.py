@@ -8,6 +8,7 @@ from hotpair.cluster.module_values import Mirror, MirrorMode, Role, Vm
 from hotpair.cluster.simulation import mirrors
 from hotpair.cluster.simulation.life import Key, Life
 
+_FLUSHED_FOR = frozenset({"handover", "leave", "left"})  # whoever reads it flushes its copy before it answers
 FENCE_AFTER_S = 2.0  # with a probe a second and a kill of half a second: below TIMEOUT_S
 
 
@@ -85,7 +86,10 @@ def _delay(life: Life, key: Key) -> float:
             is_starting = module is not None and module.vm is Vm.STARTING
             return uniform(0.5, 3.0) if is_starting else uniform(0.01, 0.3)
         case "receive":
-            return uniform(0.05, 2.0) if life.slow_delays else uniform(0.0001, 0.003)
+            if life.slow_delays:
+                return uniform(0.05, 2.0)
+            flushes = life.world.queues[1 - key[1]][0][0] in _FLUSHED_FOR
+            return uniform(0.001, 0.5) if flushes else uniform(0.0001, 0.003)
         case "link loss":
             return uniform(0.0, 0.02) if life.world.link and uniform(0, 1) < 0.7 else uniform(0.5, 1.5)
         case "connect":

@@ -21,7 +21,8 @@ from hotpair.cluster.simulation import (
     telling,
     trouble,
 )
-from hotpair.cluster.simulation.faults import END_S, Fault, Plan
+from hotpair.cluster.simulation.fault_list import Fault
+from hotpair.cluster.simulation.faults import END_S, Plan
 from hotpair.cluster.simulation.life import CONTROL, MIRROR, Key, Life
 from hotpair.cluster.simulation.watch import Result, Violation
 from hotpair.cluster.simulation.world import World

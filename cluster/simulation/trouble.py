@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hotpair.cluster.arbitration import Kind
 from hotpair.cluster.checker_rules import Action as CheckerAction
 from hotpair.cluster.module_events import Command
 from hotpair.cluster.module_values import State
 from hotpair.cluster.simulation import control, hosts, invariants, mirrors
-from hotpair.cluster.simulation.faults import QUIET_FROM_S, WHOLE, Fault
+from hotpair.cluster.simulation.fault_list import PRIMARY, SECONDARY, WHOLE, Fault
+from hotpair.cluster.simulation.faults import QUIET_FROM_S
 from hotpair.cluster.simulation.life import CONTROL, MIRROR, Life
 from hotpair.cluster.simulation.watch import Violation
 from hotpair.cluster.simulation.world import NAMES, World, change
@@ -16,37 +19,52 @@ ARMED_S = 60.0
 TAKES_OVER_S = 15.0  # TIMEOUT_S, one refused claim, and a VM that starts
 # faults in which the two still hear each other
 _LEAVES_PULSES = frozenset(
-    {"link fails", "link fails in the middle", "link slow", "mirror dies", "mirror freezes", "vm dies", "arbiter down"}
-    | {"arbiter slow", "arbiter not reached", "disk full", "checker"}
+    {"link fails", "link fails in the middle", "partition in the middle", "link slow", "mirror dies", "mirror freezes"}
+    | {"vm dies", "arbiter down", "arbiter slow", "arbiter not reached", "arbiter does not hear", "answers repeated"}
+    | {"disk full", "checker"}
+)
+
+_HAPPENS_LATER = frozenset(
+    {"death between two effects", "link fails in the middle", "partition in the middle", "command", "checker"}
 )
 
 
 def break_in_the_middle(life: Life, before: World) -> None:
-    """Count the messages that are no writes; with the last one the link fails, before or after it is read."""
+    """Count the messages that are no writes; with the last one it breaks, before or after it is read."""
     assert life.middle is not None
-    left, length_s, until_s = life.middle
+    name, left, length_s, until_s = life.middle
     for s in (0, 1):
         queue = life.world.queues[s]
         if len(queue) > len(before.queues[s]) and queue[-1][0] not in ("write", "applied"):
             left -= 1
-    life.middle = (left, length_s, until_s) if life.now < until_s else None
+    life.middle = (name, left, length_s, until_s) if life.now < until_s else None
     if left <= 0 and life.middle is not None:
         life.middle = None
-        fault = Fault(life.now, "link fails", 0, length_s)
-        life.soon(0.0, 0.004, "break", fault)
+        life.soon(0.0, 0.004, "break", Fault(life.now, name, 0, length_s))
 
 
 def planned_fault(life: Life, number: int) -> None:
     begin_fault(life, life.plan.faults[number])
 
 
+def _who(life: Life, server: int) -> int:
+    """The index; whoever runs the VM, or is to, is the primary."""
+    if server not in (PRIMARY, SECONDARY):
+        return server
+    modules = [one.module for one in life.world.servers]
+    runs = [module is not None and module.state in (State.PRIM, State.ALONE) for module in modules]
+    primary = 1 if runs[1] and not runs[0] else 0
+    return primary if server == PRIMARY else 1 - primary
+
+
 def begin_fault(life: Life, fault: Fault) -> None:
     life.say(f"--- {fault.describe().strip()}")
-    s = fault.server
+    s = _who(life, fault.server)
+    fault = replace(fault, server=s)
     length = min(fault.length_s, max(QUIET_FROM_S - 10.0 - life.now, 0.05))
     if fault.name not in _LEAVES_PULSES:
         life.watch.deaf_at = max(life.watch.deaf_at, life.now + length)
-    if fault.name not in ("death between two effects", "link fails in the middle", "command", "checker"):
+    if fault.name not in _HAPPENS_LATER:
         life.happened(fault.name)
     match fault.name:
         case "power cut":
@@ -66,8 +84,8 @@ def begin_fault(life: Life, fault: Fault) -> None:
         case "death between two effects":
             who, after = str(fault.detail).split(" after ")
             life.death[s] = (int(after), who, length, min(life.now + ARMED_S, QUIET_FROM_S - 40.0))
-        case "link fails in the middle":
-            life.middle = (int(fault.detail), length, life.now + ARMED_S)
+        case "link fails in the middle" | "partition in the middle":
+            life.middle = (fault.name.removesuffix(" in the middle"), int(fault.detail), length, life.now + ARMED_S)
         case "control plane freezes":
             hosts.freeze(life, CONTROL, s, length)
         case "mirror freezes":
@@ -125,6 +143,10 @@ def _hold_up(life: Life, fault: Fault, by: int) -> None:
             life.arbiter_slow += by
         case "arbiter not reached":
             life.arbiter_apart[s] += by
+        case "arbiter does not hear":
+            life.arbiter_deaf[s] += by
+        case "answers repeated":
+            life.answers_repeated += by
         case "disk errors":
             life.disk_errors[s] += by
         case "disk full":
@@ -133,8 +155,16 @@ def _hold_up(life: Life, fault: Fault, by: int) -> None:
             raise AssertionError(fault)
     link, net = paths.link(), paths.is_whole()
     if (link, net) != (life.world.link, life.world.net):
+        if life.world.link and not link:
+            _lose_what_is_on_its_way(life)
         wire = life.world.wire if link else -1
         life.world = life.world._replace(link=link, net=net, wire=wire)
+
+
+def _lose_what_is_on_its_way(life: Life) -> None:
+    """Of what was sent, the last part may not arrive any more; the first part can still be read."""
+    a, b = (queue[: life.random.randint(0, len(queue))] if queue else queue for queue in life.world.queues)
+    life.world = life.world._replace(queues=(a, b))
 
 
 def _watch_take_over(life: Life, s: int, length_s: float) -> None:
@@ -144,8 +174,8 @@ def _watch_take_over(life: Life, s: int, length_s: float) -> None:
     if module is None or other is None or module.state is not State.PRIM or life.watch.in_sync_since < 0:
         return
     held_up = (
-        life.arbiter_down, life.arbiter_slow, *life.arbiter_apart, *life.disk_errors, *life.disk_full,
-        life.slow_delays, not life.paths.is_whole(), life.death[1 - s] is not None,
+        life.arbiter_down, life.arbiter_slow, *life.arbiter_apart, *life.arbiter_deaf, *life.disk_errors,
+        *life.disk_full, life.slow_delays, not life.paths.is_whole(), life.death[1 - s] is not None,
         max(life.frozen_until.values()) > life.now, life.kind is Kind.MANUAL, other.maintenance,
         length_s < TAKES_OVER_S, not other.wanted,
     )  # fmt: skip
