@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hotpair.cluster.arbitration import Kind
+from hotpair.cluster.arbitration import Kind, keeps_epochs
 from hotpair.cluster.module_values import Mirror, MirrorMode, Plan, Role, State, ready, view
 from hotpair.cluster.record import Record
 from hotpair.cluster.simulation.world import BOOT, EVERYTHING, NAMES, OLD_BOOT, Server, World
@@ -46,6 +46,16 @@ def one_writer(world: World, kind: Kind) -> str | None:
         is_linked = other is not None and other.linked and world.wire == s
         if is_linked and _acknowledges_alone(world.servers[t]) and _acknowledges_with_peer(world, s):
             return "a source is a target at the same time"
+    return None
+
+
+def one_lineage(world: World, kind: Kind) -> str | None:
+    """1: where an arbiter keeps epochs, two copies never both go on alone from the same data, written to or not."""
+    a, b = (server.record for server in world.servers)
+    if not keeps_epochs(kind) or world.overridden or a is None or b is None or a.inconsistent or b.inconsistent:
+        return None
+    if a.solo and b.solo and a.generation != b.generation and a.base is not None and a.base == b.base:
+        return "both servers went on alone from the same data"
     return None
 
 
@@ -205,6 +215,7 @@ def _current(world: World) -> bool:
 
 STATE_CHECKS: tuple[Callable[[World, Kind], str | None], ...] = (
     one_writer,
+    one_lineage,
     nothing_lost,
     never_on_a_bad_copy,
     differences_are_logged,

@@ -36,7 +36,7 @@ def _broken_handover(random: Random, at_s: float) -> list[Fault]:
     """The connection breaks with the question or with its answer; perhaps nobody can be asked then [R9]."""
     command = random.choice((Command.SWAP, Command.SWAP, Command.STOP))
     breaks = random.choice(("partition in the middle", "partition in the middle", "link fails in the middle"))
-    length = random.choice((random.uniform(0.1, 3.0), random.uniform(8.0, 40.0)))
+    length = random.choice((random.uniform(0.1, 3.0), random.uniform(8.0, 40.0), random.uniform(8.0, 40.0)))
     faults = [_fault(at_s, breaks, 0, length, random.randint(1, 2)), _command(at_s + 0.01, PRIMARY, command)]
     if random.random() < 0.4:
         faults.append(_fault(at_s, "arbiter down", 0, random.uniform(5.0, 60.0)))
@@ -56,10 +56,18 @@ def _grant_comes_again(random: Random, at_s: float) -> list[Fault]:
 
 
 def _session_lost(random: Random, at_s: float) -> list[Fault]:
-    """A source that is not solo begins a reintegration, and the connection breaks at its first messages [R10]."""
+    """A source that is not solo begins a reintegration, and the connection breaks at its first messages [R10].
+
+    It is not solo because it could not ask.
+    """
     breaks = random.choice(("partition in the middle", "partition in the middle", "link fails in the middle"))
     who = random.choice((PRIMARY, SECONDARY, SECONDARY))
+    if random.random() < 0.5:
+        away = _fault(at_s - 0.05, "arbiter not reached", PRIMARY, random.uniform(2.0, 50.0))
+    else:
+        away = _fault(at_s - 0.05, "arbiter down", 0, random.uniform(2.0, 10.0))
     return [
+        away,
         _fault(at_s, breaks, 0, random.uniform(8.0, 40.0), random.choice((1, 1, 2))),
         _fault(at_s + 0.01, "mirror dies", who),
     ]
