@@ -67,7 +67,7 @@ class Life:
         self.death: list[tuple[int, str, float, float] | None] = [None, None]
         self.middle: tuple[str, int, float, float] | None = None
         self.busy_until = 0.0
-        self.watch = Watch(plan.kind, self.world, self.result)
+        self.watch = Watch(plan.kind, self.world, self.result, knows_past=world is None)
         self.slow_delays = False
         for s in (0, 1):
             module = self.world.servers[s].module

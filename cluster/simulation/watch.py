@@ -43,7 +43,7 @@ class Violation(Exception):
 
 
 class Watch:
-    """Of one life.
+    """Of one life. A story's start may have a past in which anything has happened: `knows_past` is False.
 
     flushed       writes that the guest has flushed: promised for good
     fragile       acknowledged writes that each host has lost with its power, so that only the other one may have them
@@ -54,7 +54,7 @@ class Watch:
     from_solo     the last reintegration of each server's copy had a source that was solo
     """
 
-    def __init__(self, kind: Kind, world: World, result: Result) -> None:
+    def __init__(self, kind: Kind, world: World, result: Result, *, knows_past: bool = True) -> None:
         self._kind = kind
         self._result = result
         self._now = 0.0
@@ -64,6 +64,7 @@ class Watch:
         self.deaf_at = 0.0
         self.disk_is_new = False
         self.from_solo = [False, False]
+        self._knows_past = knows_past
         self.cause = ("start", 0.0)
         self.in_sync_since = -1.0
         self.generations: list[set[bytes]] = [set(), set()]
@@ -113,12 +114,15 @@ class Watch:
         why = invariants.outdated_for_a_reason(before, world)
         if why is not None:
             return f"outdated_for_a_reason: {why}"
+        if not self._knows_past:
+            return None
         why = invariants.copied_by_the_logs(before, world, self.from_solo[1 - max(world.wire, 0)])
         return why and f"copied_by_the_logs: {why}"
 
     def _forgive(self, world: World) -> World:
         """In sync again: what was chosen is what there is, and from here on everything counts again."""
         self.fragile = [0, 0]
+        self._knows_past = True
         if world.overridden or self.tainted:
             kept = world.servers[0].copy & world.servers[1].copy
             world = world._replace(overridden=False, forced=False, acked=world.acked & kept)
