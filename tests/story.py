@@ -31,8 +31,10 @@ from hotpair.cluster.arbitration import Kind, Standing
 from hotpair.cluster.module_events import Command
 from hotpair.cluster.module_values import ready
 from hotpair.cluster.record import Record
-from hotpair.cluster.simulation.faults import Detail, Fault, Plan
-from hotpair.cluster.simulation.timed import Simulation
+from hotpair.cluster.simulation.fault_list import Detail, Fault
+from hotpair.cluster.simulation.faults import Plan
+from hotpair.cluster.simulation.life import Life
+from hotpair.cluster.simulation.timed import begin, inject, keep_down, run
 from hotpair.cluster.simulation.world import BOOT, NAMES, OLD_BOOT, ROOT, Server, World, named, pair_in_sync
 
 FLAGS = ("in_sync", "solo", "inconsistent", "outdated")
@@ -72,7 +74,7 @@ class Story:
         self._records: dict[int, Server] = {}
         self._standing = Standing(0, None)
         self._down: dict[int, float] = {}
-        self._simulation: Simulation | None = None
+        self._life: Life | None = None
 
     def tell(self) -> None:
         """StoryWrong with the line, what was expected and the trace."""
@@ -100,14 +102,14 @@ class Story:
             case ["down", name, seconds]:
                 self._down[NAMES.index(name)] = float(seconds)
             case ["run", seconds]:
-                simulation = self._begun()
-                self._is_right(simulation.run(simulation.now + float(seconds)).wrong)
+                life = self._begun()
+                self._is_right(run(life, life.now + float(seconds)).wrong)
             case ["fault", *_]:
-                self._begun().inject(_fault(whole.removeprefix("fault ").strip(), self._begun().now))
+                inject(self._begun(), _fault(whole.removeprefix("fault ").strip(), self._begun().now))
             case [("a:" | "b:") as name, *command]:
                 fault = Fault(self._begun().now, "command", NAMES.index(name[0]), 0.0, " ".join(command))
                 Command(fault.detail)
-                self._begun().inject(fault)
+                inject(self._begun(), fault)
             case _:
                 raise StoryWrong("not a line of a story")
 
@@ -115,8 +117,8 @@ class Story:
         if wrong:
             raise StoryWrong(wrong)
 
-    def _begun(self) -> Simulation:
-        if self._simulation is None:
+    def _begun(self) -> Life:
+        if self._life is None:
             plan = Plan(self._seed, self._kind, (), starts_apart=self._apart)
             world: World | None = None
             if self._records:
@@ -126,16 +128,16 @@ class Story:
                     standing=self._standing,
                     written=20,
                 )
-            self._simulation = Simulation(plan, self.trace.append, world)
+            self._life = begin(plan, self.trace.append, world)
             for s, seconds in self._down.items():
-                self._simulation.keep_down(s, seconds)
-        return self._simulation
+                keep_down(self._life, s, seconds)
+        return self._life
 
     # ---- what is expected
 
     def _expect(self, expected: str) -> None:
-        simulation = self._begun()
-        world = simulation.world
+        life = self._begun()
+        world = life.world
         words = expected.split()
         match words:
             case ["copies", "equal"]:
@@ -146,11 +148,11 @@ class Story:
                 present = bool(world.servers[NAMES.index(name)].copy >> int(number) & 1)
                 _same(present, which == "has", expected)
             case ["split", "brain"]:
-                _same(simulation.result.split_brain, True, expected)
+                _same(life.result.split_brain, True, expected)
             case ["no", "split", "brain"]:
-                _same(simulation.result.split_brain, False, expected)
+                _same(life.result.split_brain, False, expected)
             case ["no", "gap"]:
-                _same(simulation.result.gaps, [], expected)
+                _same(life.result.gaps, [], expected)
             case ["arbiter", epoch, holder]:
                 _same((world.standing.epoch, str(world.standing.holder)), (int(epoch), holder), expected)
             case [("a" | "b") as name, *marks]:

@@ -1,7 +1,8 @@
 """What goes wrong in one simulated life of a pair: a list of faults with times, drawn from a seed. Pure code.
 
 The list is made before the simulation begins, so that it can be shrunk: the same seed with fewer faults is another life
-of the same pair. Faults come in bunches: two that meet within seconds find what none of them finds alone.
+of the same pair. Faults come in bunches: two that meet within seconds find what none of them finds alone; and in half
+of the lives there is a scenario beside them, which aims at a narrow moment.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from random import Random
 from hotpair.cluster.arbitration import Kind
 from hotpair.cluster.checker_rules import Action as CheckerAction
 from hotpair.cluster.module_events import Command
+from hotpair.cluster.simulation.fault_list import WHOLE, Detail, Fault
+from hotpair.cluster.simulation.scenarios import scenario
 from hotpair.cluster.simulation.world import NAMES
 
 QUIET_FROM_S = 440.0  # every fault has ended by then, whatever its length
@@ -19,42 +22,8 @@ RUNS_BY_S = 510.0
 IN_SYNC_BY_S = 580.0
 END_S = 600.0
 MOST_FAULTS = 12
+SCENARIOS = 0.5  # the part of the lives that has one of scenarios.py beside its random faults
 
-WHOLE = -1  # of a network fault: all networks
-
-Detail = int | float | str
-
-
-@dataclass(frozen=True)
-class Fault:
-    """`server` is its index; for what belongs to neither it is 0. `detail` depends on the name, see `describe`."""
-
-    at_s: float
-    name: str
-    server: int = 0
-    length_s: float = 0.0
-    detail: Detail = 0
-
-    def describe(self) -> str:
-        where = "" if self.name in COMMON else f"{NAMES[self.server]}: "
-        what = f" {self.detail}" if self.detail != 0 else ""
-        length = f" for {self.length_s:.2f} s" if self.length_s else ""
-        return f"{self.at_s:8.2f} {where}{self.name}{what}{length}"
-
-
-COMMON = frozenset(
-    {
-        "power cut of both",
-        "link fails",
-        "link fails in the middle",
-        "link slow",
-        "partition",
-        "pulses lost",
-        "pulses late",
-        "arbiter down",
-    }
-    | {"arbiter slow"}
-)
 # name: how often, beside the others
 _WEIGHTS: dict[str, int] = {
     "power cut": 8,
@@ -83,7 +52,9 @@ _WEIGHTS: dict[str, int] = {
     "command": 14,  # detail: the command
     "checker": 2,  # detail: the action
 }
-_ARBITERS = frozenset({"arbiter down", "arbiter slow", "arbiter not reached"})
+_ARBITERS = frozenset(
+    {"arbiter down", "arbiter slow", "arbiter not reached", "arbiter does not hear", "answers repeated"}
+)
 _COMMANDS: dict[Command, int] = {
     Command.START: 3,
     Command.STOP: 4,
@@ -123,7 +94,7 @@ class Plan:
 
 def plan(seed: int, kind: Kind) -> Plan:
     random = Random(f"{kind.value} {seed}")
-    names = [name for name in _WEIGHTS if not (name in _ARBITERS and kind in (Kind.NONE, Kind.MANUAL))]
+    names = [name for name in _WEIGHTS if _may_happen(name, kind)]
     weights = [_WEIGHTS[name] for name in names]
     faults: list[Fault] = []
     for _ in range(random.randint(1, 4)):
@@ -138,14 +109,23 @@ def plan(seed: int, kind: Kind) -> Plan:
     starts_apart, fails_back, ends_started = random.random() < 0.2, random.random() < 0.1, random.random() < 0.8
     if len(faults) < MOST_FAULTS and random.random() < 0.4:
         faults = sorted([*faults, _in_the_middle(random, faults)], key=lambda fault: fault.at_s)
+    if random.random() < SCENARIOS:
+        more = [fault for fault in scenario(random, faults) if _may_happen(fault.name, kind)]
+        if len(faults) + len(more) <= MOST_FAULTS:
+            faults = sorted([*faults, *more], key=lambda fault: fault.at_s)
     return Plan(seed, kind, tuple(faults), starts_apart, (rates[0], rates[1]), fails_back, ends_started)
+
+
+def _may_happen(name: str, kind: Kind) -> bool:
+    return not (name in _ARBITERS and kind in (Kind.NONE, Kind.MANUAL))
 
 
 def _in_the_middle(random: Random, faults: list[Fault]) -> Fault:
     """The link fails just when the mirrors agree on something: after that many messages of a hello, a handover, ..."""
     near = random.choice(faults)
     length = random.choice((random.uniform(0.05, 1.0), random.uniform(1.0, 20.0)))
-    return Fault(near.at_s, "link fails in the middle", 0, round(length, 3), random.randint(1, 4))
+    name = random.choice(("link fails in the middle", "link fails in the middle", "partition in the middle"))
+    return Fault(near.at_s, name, 0, round(length, 3), random.randint(1, 4))
 
 
 def _fault(random: Random, at_s: float, name: str) -> Fault:

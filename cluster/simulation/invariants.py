@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hotpair.cluster.arbitration import Kind
-from hotpair.cluster.module_values import Mirror, MirrorMode, Role, State, ready, view
+from hotpair.cluster.arbitration import Kind, keeps_epochs
+from hotpair.cluster.module_values import Mirror, MirrorMode, Plan, Role, State, ready, view
+from hotpair.cluster.record import Record
 from hotpair.cluster.simulation.world import BOOT, EVERYTHING, NAMES, OLD_BOOT, Server, World
 
 _TAKES_WRITES_ALONE = (MirrorMode.ALONE, MirrorMode.FILLING)
@@ -45,6 +46,16 @@ def one_writer(world: World, kind: Kind) -> str | None:
         is_linked = other is not None and other.linked and world.wire == s
         if is_linked and _acknowledges_alone(world.servers[t]) and _acknowledges_with_peer(world, s):
             return "a source is a target at the same time"
+    return None
+
+
+def one_lineage(world: World, kind: Kind) -> str | None:
+    """1: where an arbiter keeps epochs, two copies never both go on alone from the same data, written to or not."""
+    a, b = (server.record for server in world.servers)
+    if not keeps_epochs(kind) or world.overridden or a is None or b is None or a.inconsistent or b.inconsistent:
+        return None
+    if a.solo and b.solo and a.generation != b.generation and a.base is not None and a.base == b.base:
+        return "both servers went on alone from the same data"
     return None
 
 
@@ -88,6 +99,68 @@ def nothing_backwards(before: World, after: World) -> str | None:
     if after.standing.epoch < before.standing.epoch:
         return "the arbiter's epoch went back"
     return None
+
+
+def outdated_for_a_reason(before: World, after: World) -> str | None:
+    """A copy is given up as outdated only for newer data, by consent, or when PRIM has acknowledged its leaving.
+
+    Given up for less, the better copy may be the one that is not used.
+    """
+    for s in (0, 1):
+        old, new = before.servers[s], after.servers[s]
+        if old.record is None or new.record is None or old.record.outdated or not new.record.outdated:
+            continue
+        if not (_leaving_is_acknowledged(before, s) or _knows_a_reason(before, after, s, old.record)):
+            return f"{NAMES[s]} is outdated, and nobody has newer data or its consent to have"
+    return None
+
+
+def _leaving_is_acknowledged(before: World, s: int) -> bool:
+    return before.queues[1 - s][:1] == (("left",),)
+
+
+def _knows_a_reason(before: World, after: World, s: int, own: Record) -> bool:
+    """By what it has heard, in this step at the latest; a control plane that has died in the step cannot be asked."""
+    old, new = before.servers[s].module, after.servers[s].module
+    if old is None or new is None:
+        return True
+    if old.plan is Plan.HANDING_OVER_TO_STOP:
+        return True  # the peer has taken over, and may go on alone from here
+    for heard in (old.peer, new.peer):
+        if heard is None:
+            continue
+        newer = heard.record is not None and own.generation in (heard.record.base, *heard.record.ancestors)
+        if newer or heard.request is not None:
+            return True
+    return False
+
+
+def begins_from_solo(before: World, after: World, t: int) -> bool | None:
+    """Whether the reintegration that begins on t in this change has a source that is solo; None: none begins."""
+    old, new = before.servers[t].mirror, after.servers[t].mirror
+    if new is None or new.role is not Role.TARGET or new.mode is not MirrorMode.FILLING or new == old:
+        return None
+    if before.queues[1 - t][:1] == () or before.queues[1 - t][0][0] != "begin":
+        return None
+    source = before.servers[1 - t].record
+    return source is not None and source.solo
+
+
+def copied_by_the_logs(before: World, after: World, from_solo: bool) -> str | None:
+    """What a crash costs is what has changed: nothing is compared in full where both copies have a history.
+
+    `from_solo`: the target's last reintegration had a source that was solo, so it names that source's generation. One
+    that began in sync takes its generation afterwards; if its offer is lost as well, the target is two behind.
+    """
+    if before.wire >= 0 or after.wire < 0 or after.overridden:
+        return None
+    logged = before.servers[0].dirty | before.servers[1].dirty
+    source, target = before.servers[after.wire].record, before.servers[1 - after.wire].record
+    if logged & EVERYTHING or not after.servers[after.wire].dirty & EVERYTHING or source is None or target is None:
+        return None
+    if target.inconsistent and not from_solo:
+        return None
+    return "everything is compared, and the logs say what has changed"
 
 
 def differences_are_logged(world: World, kind: Kind) -> str | None:
@@ -142,6 +215,7 @@ def _current(world: World) -> bool:
 
 STATE_CHECKS: tuple[Callable[[World, Kind], str | None], ...] = (
     one_writer,
+    one_lineage,
     nothing_lost,
     never_on_a_bad_copy,
     differences_are_logged,

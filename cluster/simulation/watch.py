@@ -43,7 +43,7 @@ class Violation(Exception):
 
 
 class Watch:
-    """Of one life.
+    """Of one life. A story's start may have a past in which anything has happened: `knows_past` is False.
 
     flushed       writes that the guest has flushed: promised for good
     fragile       acknowledged writes that each host has lost with its power, so that only the other one may have them
@@ -51,9 +51,10 @@ class Watch:
     cause         the last fault, and when
     deaf_at       when they last may not have heard each other
     disk_is_new   a disk was just replaced by an empty one
+    from_solo     the last reintegration of each server's copy had a source that was solo
     """
 
-    def __init__(self, kind: Kind, world: World, result: Result) -> None:
+    def __init__(self, kind: Kind, world: World, result: Result, *, knows_past: bool = True) -> None:
         self._kind = kind
         self._result = result
         self._now = 0.0
@@ -62,6 +63,8 @@ class Watch:
         self.tainted = False
         self.deaf_at = 0.0
         self.disk_is_new = False
+        self.from_solo = [False, False]
+        self._knows_past = knows_past
         self.cause = ("start", 0.0)
         self.in_sync_since = -1.0
         self.generations: list[set[bytes]] = [set(), set()]
@@ -79,6 +82,7 @@ class Watch:
         why = invariants.wrong(world, kind)
         if not self.disk_is_new:
             why = why or invariants.nothing_backwards(before, world)
+            why = why or self._changed_wrongly(before, world)
         self.disk_is_new = False
         if why is None and kind in (Kind.NONE, Kind.PING) and not self.tainted:
             why = invariants.nothing_lost(world, Kind.WITNESS)
@@ -100,9 +104,25 @@ class Watch:
             self.in_sync_since, self._last_in_sync = -1.0, self._now
         return world
 
+    def _changed_wrongly(self, before: World, world: World) -> str | None:
+        """What no single event may do."""
+        for t in (0, 1):
+            from_solo = invariants.begins_from_solo(before, world, t)
+            self.from_solo[t] = self.from_solo[t] if from_solo is None else from_solo
+        if self.tainted:
+            return None
+        why = invariants.outdated_for_a_reason(before, world)
+        if why is not None:
+            return f"outdated_for_a_reason: {why}"
+        if not self._knows_past:
+            return None
+        why = invariants.copied_by_the_logs(before, world, self.from_solo[1 - max(world.wire, 0)])
+        return why and f"copied_by_the_logs: {why}"
+
     def _forgive(self, world: World) -> World:
         """In sync again: what was chosen is what there is, and from here on everything counts again."""
         self.fragile = [0, 0]
+        self._knows_past = True
         if world.overridden or self.tainted:
             kept = world.servers[0].copy & world.servers[1].copy
             world = world._replace(overridden=False, forced=False, acked=world.acked & kept)

@@ -1,0 +1,206 @@
+"""The control plane of one server: the real step function, its effects, and the arbiter that it asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hotpair.cluster.arbitration import Claim, keeps_epochs
+from hotpair.cluster.checker_rules import Action as CheckerAction
+from hotpair.cluster.module_events import (
+    DURABLE,
+    Answered,
+    Ask,
+    CancelTimer,
+    CheckerActed,
+    Command,
+    Commanded,
+    Event,
+    Look,
+    MirrorReported,
+    Now,
+    SendPulse,
+    SetTimer,
+    Started,
+    StartVm,
+    StopVm,
+    Timer,
+    TimerFired,
+    VmReported,
+)
+from hotpair.cluster.module_machine import step
+from hotpair.cluster.module_values import HowToStop, Module
+from hotpair.cluster.simulation import actions, hosts, speaking, telling
+from hotpair.cluster.simulation.actions import MATERIAL
+from hotpair.cluster.simulation.life import CONTROL, Life
+from hotpair.cluster.simulation.world import BOOT, NAMES, change
+
+COPIES_OF_AN_ANSWER = 3  # beside the one that comes in time
+LATEST_ANSWER_S = 45.0
+
+
+def ended(life: Life, s: int) -> None:
+    """With the process goes what it has heard, its timers, and every answer that was for it."""
+    life.ears[s] = None
+    life.beats[s] = float("inf")
+    for timer in Timer:
+        life.cancel("timer", s, timer)
+    if not keeps_epochs(life.kind):  # what asks is the control plane's child
+        kept = tuple(request for request in life.world.requests if request[0] != s)
+        life.world = life.world._replace(requests=kept)
+    life.world = life.world._replace(answers=tuple(a for a in life.world.answers if a[0] != s))
+    if life.control_until[s] <= life.now:
+        life.control_until[s] = life.now + life.random.uniform(0.2, 2.0)
+
+
+def take(life: Life, s: int, event: Event) -> None:
+    """One step of the real machine, and its effects; it may die, or its host, between two of them."""
+    module = life.world.servers[s].module or Module(settings=life.settings[s])
+    module, effects = step(module, event, Now(life.now, life.new_id()))
+    if life.tell is not None and effects:
+        names = ", ".join(telling.name(effect) for effect in effects)
+        life.say(f"{NAMES[s]}: {telling.name(event)} -> {module.state.value}: {names}")
+    if isinstance(event, Commanded) and event.command in actions._OVERRIDES and actions._is_accepted(effects):
+        forced = life.world.forced or event.command is Command.PRIM_FORCE
+        life.world = life.world._replace(overridden=True, forced=forced)
+        life.result.overridden = True
+    life.world = change(life.world, s, module=module)
+    death = life.death[s]
+    material = sum(isinstance(effect, MATERIAL) for effect in effects)
+    if death is not None and life.now > death[3]:
+        death = life.death[s] = None
+    done = 0
+    for effect in effects:
+        if death is not None and material > death[0] and done == death[0]:
+            _die_between(life, s, death)
+            return
+        if life.disk_errors[s] and isinstance(effect, DURABLE):
+            life.say(f"{NAMES[s]}: {telling.name(effect)} fails, the control plane ends")
+            life.world = change(life.world, s, module=None)
+            return
+        done += isinstance(effect, MATERIAL)
+        _do(life, s, effect)
+
+
+def _die_between(life: Life, s: int, death: tuple[int, str, float, float]) -> None:
+    done, who, length_s, _ = death
+    life.death[s] = None
+    life.say(f"{NAMES[s]}: after {done} effects the {who} dies")
+    life.happened("death between two effects")
+    if who == "server":
+        hosts.lose_power(life, s, length_s)
+    else:
+        life.control_until[s] = life.now + length_s
+        life.world = change(life.world, s, module=None)
+
+
+def _do(life: Life, s: int, effect: Any) -> None:
+    match effect:
+        case SetTimer():
+            after_s = effect.after_s / life.plan.rates[s]
+            life.schedule(("timer", s, effect.timer), life.now + after_s, True)
+        case CancelTimer():
+            life.cancel("timer", s, effect.timer)
+        case SendPulse():
+            speaking.send_pulse(life, s)
+        case StopVm() if effect.how is HowToStop.NORMAL:
+            if not life.world.servers[s].vm or ("vm off", s) in life.pending:
+                return
+            life.schedule(("vm off", s), life.now + life.random.uniform(0.3, 6.0), True)
+        case StartVm():
+            life.cancel("vm off", s)
+            life.world = actions.do(life.world, s, effect)
+        case Ask() | Look():
+            life.world = actions.do(life.world, s, effect)
+            request = effect.claim if isinstance(effect, Ask) else effect
+            life.soon(*_arbiter_delay(life), "arbiter", s, request)
+        case _:
+            life.world = actions.do(life.world, s, effect)
+
+
+def hear_mirror(life: Life, s: int) -> None:
+    server = life.world.servers[s]
+    take(life, s, MirrorReported(server.mirror, server.record))
+
+
+def hear_vm(life: Life, s: int) -> None:
+    take(life, s, VmReported(life.vm(s)))
+
+
+def vm_is_off(life: Life, s: int) -> None:
+    life.world = change(life.world, s, vm=False)
+
+
+def timer_fires(life: Life, s: int, timer: Timer) -> None:
+    if life.world.servers[s].module is not None:
+        take(life, s, TimerFired(timer))
+
+
+def boot(life: Life, s: int) -> None:
+    life.world = change(life.world, s, up=True)
+    start(life, s)
+
+
+def start(life: Life, s: int) -> None:
+    server = life.world.servers[s]
+    speaking.begin_ear(life, s)
+    take(life, s, Started(server.record, server.wanted, server.maintenance, BOOT, server.mirror, life.vm(s)))
+
+
+def _arbiter_delay(life: Life) -> tuple[float, float]:
+    return (0.5, 12.0) if life.arbiter_slow else (0.002, 0.04)
+
+
+def _reaches_arbiter(life: Life, s: int) -> bool:
+    return not (life.arbiter_down or life.arbiter_apart[s])
+
+
+def arbiter_decides(life: Life, s: int, request: Claim | Look) -> None:
+    if (s, request) not in life.world.requests:
+        return
+    if life.arbiter_deaf[s] or not _reaches_arbiter(life, s):
+        if life.random.random() < 0.5:
+            life.soon(0.5, 10.0, "arbiter", s, request)  # sent again below, long after it was asked
+        else:
+            kept = tuple(other for other in life.world.requests if other != (s, request))
+            life.world = life.world._replace(requests=kept)
+        return
+    life.world = actions._arbitrate(life.world, s, request, life.scope)
+    answer = life.world.answers[-1][1]
+    life.soon(*_arbiter_delay(life), "answer", s, answer)
+    if life.arbiter_slow:
+        life.soon(*_arbiter_delay(life), "answer", s, answer)
+    if life.answers_repeated:
+        for _ in range(COPIES_OF_AN_ANSWER):
+            life.soon(1.0, LATEST_ANSWER_S, "answer", s, answer)
+
+
+def answer_comes(life: Life, s: int, answer: Answered) -> None:
+    life.world = life.world._replace(answers=tuple(a for a in life.world.answers if a != (s, answer)))
+    if life.world.servers[s].module is not None and _reaches_arbiter(life, s):
+        take(life, s, answer)
+
+
+def command(life: Life, s: int, what: Command) -> None:
+    if life.now < life.frozen_until[CONTROL, s]:
+        life.later(life.frozen_until[CONTROL, s], ("command", s, what))
+    else:
+        obey(life, s, what)
+
+
+def obey(life: Life, s: int, what: Command) -> None:
+    if life.world.servers[s].module is None:
+        return
+    life.happened(what.value)
+    take(life, s, Commanded(what))
+
+
+def check_fails(life: Life, s: int, action: CheckerAction, length_s: float) -> None:
+    checker_acts(life, s, action)
+    if action is CheckerAction.WAIT:
+        life.later(life.now + length_s, ("checker", s, None))
+
+
+def checker_acts(life: Life, s: int, action: CheckerAction | None) -> None:
+    if life.world.servers[s].module is not None:
+        life.happened("checker")
+        take(life, s, CheckerActed(action))
