@@ -5,6 +5,7 @@ import errno
 import os
 import random
 import signal
+import tempfile
 import time
 
 import pytest
@@ -116,7 +117,11 @@ def test_source_full_of_names() -> None:
 
 def test_state_disk_full() -> None:
     """The dirty log cannot grow: everything counts as dirty, and the writer goes on."""
-    with MirrorPair(source_arguments=["--extent-size", "64k"]) as pair, small_disk(pair.base, 12) as data:
+    with (
+        MirrorPair(source_arguments=["--extent-size", "64k"]) as pair,
+        tempfile.TemporaryDirectory(dir="/dev/shm", prefix="hotpair-test-") as memory,  # for hundreds of flushes
+        small_disk(memory, 12) as data,
+    ):
         pair.source_state = data
         pair.start()
         with open(f"{data}/ballast", "wb") as ballast, contextlib.suppress(OSError):

@@ -9,6 +9,7 @@ import pytest
 
 from hotpair.cluster import record_io
 from hotpair.replication.control_client import ControlClient
+from hotpair.replication.own_attributes_io import WHOLE
 from tests.faults import Link, equal_after_stop, healthy, on_mount, pair_with_link, said, status, wait_until
 from tests.mirror_pair import MirrorPair
 
@@ -16,6 +17,7 @@ EXTENT = 64 << 10
 EXTENTS = 1000
 SIZE = EXTENTS * EXTENT
 RATE = 12 << 20  # bytes per second: several flushes before the half of it is copied
+SLOW = 1 << 20  # while a flush is waited for, which takes long on a busy disk
 LISTINGS = 1 << 20  # bytes: more than all that is sent beside the content
 
 
@@ -34,6 +36,13 @@ def sent(pair: MirrorPair) -> int:
     count = status(pair.source_state)["sent_bytes"]
     assert isinstance(count, int)
     return count
+
+
+def complete_files(pair: MirrorPair) -> int:
+    """How many of the target's files are on record as being complete."""
+    with os.scandir(pair.target_dir) as entries:
+        files = [entry.path for entry in entries if entry.is_file()]
+    return sum(f"trusted.hotpair.{WHOLE.decode()}" not in os.listxattr(path) for path in files)
 
 
 def write_all_extents(pair: MirrorPair) -> None:
@@ -87,6 +96,8 @@ def test_target_killed_at_half(linked: tuple[MirrorPair, Link]) -> None:
     before = sent(pair)
     link.allow()
     wait_until(lambda: sent(pair) - before > SIZE // 2, "half is sent", 60)
+    set_ceiling(pair, SLOW)
+    wait_until(lambda: status(pair.source_state)["dirty_extents"] < EXTENTS * 7 // 8, "what was sent is flushed", 60)
     pair.kill_target()
     wait_until(lambda: not status(pair.source_state)["linked"], "the link is lost")
     before = sent(pair)
@@ -102,6 +113,8 @@ def test_source_killed_at_half(linked: tuple[MirrorPair, Link]) -> None:
     before = sent(pair)
     link.allow()
     wait_until(lambda: sent(pair) - before > SIZE // 2, "half is sent", 60)
+    set_ceiling(pair, SLOW)
+    wait_until(lambda: status(pair.source_state)["dirty_extents"] < EXTENTS * 7 // 8, "what was sent is flushed", 60)
     pair.kill_source()
     pair.abort()
     pair.start_source()
@@ -118,6 +131,8 @@ def test_first_filling_cut_at_half() -> None:
         set_ceiling(pair, RATE)
         pair.start_target()
         wait_until(lambda: sent(pair) > SIZE // 2, "half is sent", 60)
+        set_ceiling(pair, SLOW)
+        wait_until(lambda: complete_files(pair) > count // 8, "what was sent is flushed", 60)
         pair.kill_target()
         wait_until(lambda: not status(pair.source_state)["linked"], "the link is lost")
         before = sent(pair)
