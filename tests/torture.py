@@ -178,6 +178,7 @@ class Torture:
                 self.counts["rounds"] += 1
                 if number % compare_every == compare_every - 1 or number == rounds - 1:
                     self.stop_and_compare()
+                    print(self.summary(), flush=True)  # a run of many hours can be watched, and ended at any time
                     self._draw_options(draw)
                     self.pair.start()
                     self.start_writers()
