@@ -116,7 +116,6 @@ def _why_not(draft: Draft) -> Reason:
 _UNDECIDED = {
     Rule.NO_RECORD: Reason.NO_RECORD,
     Rule.BOTH_INCONSISTENT: Reason.BOTH_INCONSISTENT,
-    Rule.SPLIT_BRAIN: Reason.SPLIT_BRAIN,
     Rule.UNRELATED: Reason.UNRELATED,
     Rule.REFUSED: Reason.REFUSED_COPY,
 }
@@ -155,6 +154,11 @@ def _propose(draft: Draft, peer: PeerView) -> None:
     module = draft.module
     met = rules.meeting(module, peer)
     _clear_outdated(draft, met.rule)
+    if met.rule is Rule.SPLIT_BRAIN:
+        _end_split_brain(draft)
+        met = rules.meeting(draft.module, peer)
+        if met.rule is Rule.SPLIT_BRAIN:
+            return
     if met.source is Side.NOBODY:
         draft.because(_UNDECIDED[met.rule])
         draft.stop_mirror()
@@ -171,6 +175,18 @@ def _propose(draft: Draft, peer: PeerView) -> None:
     elif mirror is None:
         draft.start_mirror(role, alone=role is Role.SOURCE and module.record is None and peer.record is None)
     draft.because(Reason.MEETING)
+
+
+def _end_split_brain(draft: Draft) -> None:
+    """By the policy the losing side gives its copy up, durably, when nothing runs on it any more; else wait."""
+    decided = rules.decision(draft.module)
+    assert decided is not None
+    draft.because(rules.reason_of(decided, draft.module))
+    draft.stop_mirror()
+    own = draft.module.record
+    if rules.must_give_up(draft.module, decided) and draft.module.mirror is None:
+        assert own is not None and draft.module.vm is Vm.OFF
+        draft.store(record.give_up(own))
 
 
 def _clear_outdated(draft: Draft, rule: Rule) -> None:

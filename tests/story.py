@@ -7,6 +7,7 @@
     record b none
     arbiter 1 a                 where its epoch stands
     down b 30                   it boots that much later
+    split_brain most-changes    what both servers' configurations say, or `split_brain a manual` for one
 
 then one thing a line, in order, with what is expected beside it:
 
@@ -23,17 +24,29 @@ began with. The invariants are checked all the time.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hotpair.cluster.arbitration import Kind, Standing
-from hotpair.cluster.module_events import Command
+from hotpair.cluster.module_events import Command, Event, MirrorReported, PeerHeard, Started
 from hotpair.cluster.module_values import ready
 from hotpair.cluster.record import Record
 from hotpair.cluster.simulation.faults import Detail, Fault, Plan
 from hotpair.cluster.simulation.timed import Simulation
-from hotpair.cluster.simulation.world import BOOT, NAMES, OLD_BOOT, ROOT, Server, World, named, pair_in_sync
+from hotpair.cluster.simulation.world import (
+    BOOT,
+    NAMES,
+    OLD_BOOT,
+    ROOT,
+    Server,
+    World,
+    changed,
+    named,
+    pair_in_sync,
+    under_policies,
+)
+from hotpair.cluster.split_brain import MANUAL, is_policy
 
 FLAGS = ("in_sync", "solo", "inconsistent", "outdated")
 
@@ -59,6 +72,26 @@ def read(path: Path) -> list[Line]:
     return lines
 
 
+class PolicySimulation(Simulation):
+    """With split brain policies, and with servers that know how much each copy has changed."""
+
+    def __init__(self, plan: Plan, tell: Any, world: World | None, policies: tuple[str, str]) -> None:
+        super().__init__(plan, tell, world)
+        self._settings = [replace(self._settings[s], split_brain=policies[s]) for s in (0, 1)]
+        self.world = under_policies(self.world, policies)
+
+    def _step(self, s: int, event: Event) -> None:
+        server = self.world.servers[s]
+        if isinstance(event, Started | MirrorReported):
+            event = replace(event, bytes_changed=changed(server))
+        elif isinstance(event, PeerHeard) and server.module is not None:
+            if server.module.bytes_changed != changed(server):
+                super()._step(s, MirrorReported(server.mirror, server.record, changed(server)))
+            if self.world.servers[s].module is None:
+                return  # it died in the middle of that
+        super()._step(s, event)
+
+
 class Story:
     """One being told. `seed` gives the delays, which must not matter."""
 
@@ -72,6 +105,7 @@ class Story:
         self._records: dict[int, Server] = {}
         self._standing = Standing(0, None)
         self._down: dict[int, float] = {}
+        self._policies = [MANUAL, MANUAL]
         self._simulation: Simulation | None = None
 
     def tell(self) -> None:
@@ -99,6 +133,10 @@ class Story:
                 self._standing = Standing(int(epoch), holder)
             case ["down", name, seconds]:
                 self._down[NAMES.index(name)] = float(seconds)
+            case ["split_brain", policy] if is_policy(policy):
+                self._policies = [policy, policy]
+            case ["split_brain", ("a" | "b") as name, policy] if is_policy(policy):
+                self._policies[NAMES.index(name)] = policy
             case ["run", seconds]:
                 simulation = self._begun()
                 self._is_right(simulation.run(simulation.now + float(seconds)).wrong)
@@ -126,7 +164,11 @@ class Story:
                     standing=self._standing,
                     written=20,
                 )
-            self._simulation = Simulation(plan, self.trace.append, world)
+            if self._policies == [MANUAL, MANUAL]:
+                self._simulation = Simulation(plan, self.trace.append, world)
+            else:
+                policies = (self._policies[0], self._policies[1])
+                self._simulation = PolicySimulation(plan, self.trace.append, world, policies)
             for s, seconds in self._down.items():
                 self._simulation.keep_down(s, seconds)
         return self._simulation

@@ -47,6 +47,27 @@ def test_a_fault_in_the_middle_of_a_command_is_survived(kind: Kind) -> None:
     assert outcome.complete
 
 
+@pytest.mark.parametrize("policy", ["former-primary", "most-changes", "server:a", "server:b"])
+def test_a_split_brain_is_ended_by_the_policy(policy: str) -> None:
+    """The network breaks, both go on alone and write; one copy is always left, and what is lost is saved first."""
+    outcome = explore(Scope(Kind.NONE, 2, frozenset({"network", "cut"}), (), policy=policy), 1, 0)
+    assert outcome.wrong == "", "\n".join(outcome.trace)
+    assert outcome.complete
+    assert outcome.states > 200
+
+
+@pytest.mark.parametrize("policy", ["most-changes", "server:b"])
+def test_a_split_brain_is_ended_when_the_network_breaks_again(policy: str) -> None:
+    """In the middle of giving up, too; a death of either server or its control plane may take the second one's place.
+
+    Pulses may be old, so the two look at different moments.
+    """
+    scope = Scope(Kind.NONE, 2, frozenset({"network", "crash", "control"}), (), stale_pulses=True, policy=policy)
+    outcome = explore(scope, 2, 0)
+    assert outcome.wrong == "", "\n".join(outcome.trace)
+    assert outcome.complete
+
+
 @pytest.mark.parametrize("left_out", LEFT_OUT, ids=lambda rule: rule.name)
 def test_a_rule_that_is_left_out_is_noticed(left_out: LeftOut, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same scope with the rule is clean: with one fault it is explored here, with two by the full run."""
