@@ -157,7 +157,7 @@ class Reason(Enum):
     SPLIT_UNKNOWN = "Split brain: what the policy asks for is not known of both sides; choose whose changes are kept."
     SPLIT_OUTDATED = "Split brain: the copy that the policy names is outdated; choose whose changes are kept."
     SPLIT_STOPPED = "Split brain: the server whose changes stay by the policy is stopped; start it there, or choose."
-    SPLIT_MAINTENANCE = "Split brain: the policy waits for the end of the maintenance; or choose whose changes are kept."
+    SPLIT_MAINTENANCE = "Split brain: lost by the policy; nothing is given up under maintenance: lift it, or choose."
     UNRELATED = "The copies are unrelated: nothing is copied until the operator chooses."
     REFUSED_COPY = "The newer copy is inconsistent: bring back the server it was copied from, or choose."
     OUTDATED = "This copy is outdated: the peer has, or may have, newer data. Waiting for the peer."

@@ -129,7 +129,7 @@ LEFT_OUT = (
     LeftOut(
         "split brain: both decide alike",
         ((split_brain, "decide", each_believes_to_lose),),
-        scope("network", kind=Kind.NONE, policy="server:a"),
+        scope("network", kind=Kind.NONE, policy="server:a", stale_pulses=True),
         1,
     ),
     LeftOut(

@@ -33,7 +33,16 @@ from hotpair.cluster.module_events import (
 )
 from hotpair.cluster.module_machine import step
 from hotpair.cluster.module_values import Mirror, MirrorMode, Module, PeerView, Reason, Role, State, Vm, view
-from hotpair.cluster.record import Record, Rule, Side, give_up, go_alone, meet, take_over
+from hotpair.cluster.record import (
+    Record,
+    Rule,
+    Side,
+    begin_reintegration_as_target,
+    give_up,
+    go_alone,
+    meet,
+    take_over,
+)
 from hotpair.cluster.simulation.world import BOOT, first_record, named
 from hotpair.cluster.simulation.world import settings as settings_of
 from hotpair.cluster.split_brain import (
@@ -330,7 +339,8 @@ def test_under_maintenance_nothing_is_given_up_before_it_is_lifted(state: State)
 def test_the_only_copy_that_is_not_inconsistent_is_never_given_up(policy: str) -> None:
     """However the peer's numbers are: it has given up, or is half copied."""
     own = replace(MINE, term=2)
-    for state, bad in product((State.ALONE, State.WAIT), (give_up(THEIRS), replace(THEIRS, inconsistent=True))):
+    half_copied = begin_reintegration_as_target(THEIRS, MINE.generation)
+    for state, bad in product((State.ALONE, State.WAIT), (give_up(THEIRS), half_copied)):
         waiting: dict[str, object] = {} if state is State.ALONE else {"state": state, "mirror": None, "vm": Vm.OFF}
         module, effects = run(alone(policy, record=own, **waiting), peers(policy, record=bad, state=State.WAIT))
         assert module.record == own
