@@ -81,15 +81,15 @@ class Draft:
         """Another state: what was asked in the old one is not waited for any more."""
         assert (self.module.state, state) in TRANSITIONS, f"{self.module.state.value} to {state.value}"
         self.forget_questions()
-        self.change(state=state, reason=reason, refused=False)
+        self.change(state=state, reason=reason, refused=False, keeps=None)
 
     def forget_questions(self) -> None:
         """Answers that come now are late, and ignored [R6]."""
         module = self.module
         if module.asking is not None:
             self.do(CancelTimer(Timer.ANSWER))
-        if module.asking or module.request or module.looking or module.agreed:
-            self.change(asking=None, request=None, looking=None, agreed=False)
+        if module.asking or module.request or module.yields or module.looking or module.agreed:
+            self.change(asking=None, request=None, yields=None, looking=None, agreed=False)
 
     def because(self, reason: Reason) -> None:
         if self.module.reason is not reason:

@@ -167,6 +167,14 @@ def must_give_up(module: Module, decided: Decision) -> bool:
     return decided.stays is Side.PEER and not module.maintenance
 
 
+def is_kept(module: Module, view: PeerView) -> bool:
+    """The peer's copy stays, said after this one had stopped: an old pulse may be from before the peer gave its own up.
+
+    Once this copy is given up such a question of the peer is never answered, so not both can be.
+    """
+    return module.yields is not None and view.keeps == module.yields
+
+
 def is_given_up(own: Record | None) -> bool:
     """This copy lost a split brain and nothing of it is overwritten yet: the first write of a target ends `solo`."""
     return own is not None and own.solo and own.inconsistent

@@ -10,7 +10,7 @@ from hotpair.cluster.arbitration import Purpose, keeps_epochs
 from hotpair.cluster.module_draft import Draft
 from hotpair.cluster.module_events import FailTap, HandOver, Look, SetTimer, Timer
 from hotpair.cluster.module_values import HowToStop, Mirror, MirrorMode, PeerView, Plan, Reason, Role, State, Vm, ready
-from hotpair.cluster.module_waiting import off, stopped, wait_state
+from hotpair.cluster.module_waiting import answer_yielding, off, stopped, wait_state
 from hotpair.cluster.record import Side
 
 
@@ -58,7 +58,8 @@ def alone_state(draft: Draft) -> None:
     if module.plan is not None:
         _plan_alone(draft, module.plan)
         return
-    decided = rules.decision(module)
+    decided = None if mirror.linked else rules.decision(module)  # linked, the hello has found one side given up
+    answer_yielding(draft, decided)
     if decided is not None and rules.must_give_up(module, decided):
         give_way(draft, Reason.SPLIT_LOST)
         return

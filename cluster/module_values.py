@@ -107,6 +107,8 @@ class PeerView:
 
     policy         its configuration's `split_brain`
     bytes_changed  named by its dirty log since it went on alone; None when not alone, or not known
+    yields         id of its question: it lost a split brain and does not run any more, shall it give its copy up
+    keeps          id of our such question, answered: by the policy its own copy stays
     """
 
     state: State
@@ -117,6 +119,8 @@ class PeerView:
     consent: bytes | None = None
     policy: str = MANUAL
     bytes_changed: int | None = None
+    yields: bytes | None = None
+    keeps: bytes | None = None
 
 
 class Plan(Enum):
@@ -214,6 +218,8 @@ class Module:
     asking         the claim being waited for
     request        id of our question for consent, being asked
     consent        id of the peer's question that we have answered with yes
+    yields         id of our question whether to give this copy up, after a split brain
+    keeps          id of the peer's such question that we have answered with yes
     agreed         the arbiter's epoch was found to be the pair's in this connection [R6]
     looking        id of the look at the arbiter's epoch that is being waited for
     held           a checker holds the module in WAIT
@@ -240,6 +246,8 @@ class Module:
     held: bool = False
     refused: bool = False
     bytes_changed: int | None = None
+    yields: bytes | None = None
+    keeps: bytes | None = None
     reason: Reason = field(default=Reason.NOTHING, compare=False)
 
 
@@ -277,4 +285,6 @@ def view(module: Module) -> PeerView:
         module.consent,
         module.settings.split_brain,
         module.bytes_changed if record is not None and record.solo else None,
+        module.yields,
+        module.keeps,
     )

@@ -91,6 +91,8 @@ class ModuleView:
     consent         id of the peer's question that it answers with yes; no other pulse is consent [R7]
     split_brain     its policy, as in its configuration
     bytes_changed   named by its dirty log since it went on alone; None when it did not, or that is not known
+    yields          id of its question whether to give its copy up after a split brain, 16 bytes
+    keeps           id of the peer's such question that it answers with yes
     """
 
     name: str
@@ -105,6 +107,8 @@ class ModuleView:
     consent: bytes | None = None
     split_brain: str = MANUAL
     bytes_changed: int | None = None
+    yields: bytes | None = None
+    keeps: bytes | None = None
 
     def __post_init__(self) -> None:
         """ValueError for what no program may send."""
@@ -116,7 +120,7 @@ class ModuleView:
         _require_digest(self.configuration)
         _require_count(self.applied)
         _require_count(self.bytes_left)
-        for name in ("request", "consent"):
+        for name in ("request", "consent", "yields", "keeps"):
             value = getattr(self, name)
             _require(value is None or _is_id(value), name)
         _require(is_policy(self.split_brain), "split_brain")
@@ -249,6 +253,8 @@ def _view_fields(view: ModuleView) -> list[Any]:
         view.consent,
         view.split_brain,
         view.bytes_changed,
+        view.yields,
+        view.keeps,
     ]
 
 
@@ -321,7 +327,7 @@ def _view(values: Any) -> ModuleView:
     if not isinstance(values, tuple):
         raise ValueError("a module is not what a pulse may hold")
     name, state, ready, data_status, record, configuration, applied, bytes_left, *rest = values
-    request, consent, split_brain, bytes_changed = rest
+    request, consent, split_brain, bytes_changed, yields, keeps = rest
     if record is not None and not isinstance(record, bytes):
         raise ValueError("record is not what a pulse may hold")
     return ModuleView(
@@ -337,6 +343,8 @@ def _view(values: Any) -> ModuleView:
         consent=consent,
         split_brain=split_brain,
         bytes_changed=bytes_changed,
+        yields=yields,
+        keeps=keeps,
     )
 
 

@@ -4,12 +4,15 @@ Pure code. Knows: what each server says of itself and its record. Must not know:
 (module_waiting.py, module_running.py). Source: design/protocol.md, "Split brain".
 
 Each server decides for itself, from its own side and the last pulse of its peer, so the two may look at different
-moments. They may disagree for a while, but never may both give up their copies:
+moments and disagree for a while. That must never make both give up their copies:
 
 - `former-primary` and `server:NAME` look only at what stays as it is during a split brain, so any two moments give the
   same side, or nobody.
-- `most-changes` compares numbers that only grow, and a server gives its copy up only when nothing can write to it any
-  more. If both did, each final number would be below an earlier one of the other's: below itself.
+- `most-changes` compares numbers that only grow until one side is given up, and a server gives its copy up only when
+  nothing can write to it any more. If both did, each final number would be below an earlier one of the other's: below
+  itself. But the kept side's number falls while the other is copied to, and it may not have heard yet why.
+- So a copy is given up only when the peer has answered, to a question asked after everything had stopped here, that its
+  own stays. A server that has given up its copy does not answer so.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hotpair.cluster import arbitration, record, split_brain
+from hotpair.cluster import arbitration, record
 from hotpair.cluster import module_rules as rules
 from hotpair.cluster.arbitration import Kind, Purpose
 from hotpair.cluster.module_events import Command
@@ -15,7 +15,6 @@ from hotpair.cluster.record import Record
 from hotpair.cluster.simulation import mirrors
 from hotpair.cluster.simulation.actions import Scope
 from hotpair.cluster.simulation.world import World, change
-from hotpair.cluster.split_brain import Decision, Why
 
 Patch = tuple[Any, str, Callable[..., Any]]
 
@@ -94,8 +93,8 @@ def epochs_are_not_compared(own: Record, standing: Any) -> Any:
     return arbitration.Comparison.EQUAL
 
 
-def each_believes_to_lose(mine: Any, peer: Any) -> Decision:
-    return Decision(record.Side.PEER, Why.POLICY)
+def kept_as_far_as_one_knows(module: Any, view: Any) -> bool:
+    return True
 
 
 def scope(*faults: str, kind: Kind = Kind.WITNESS, commands: tuple[Command, ...] = (), **names: Any) -> Scope:
@@ -127,15 +126,17 @@ LEFT_OUT = (
     LeftOut("R12", ((rules, "purpose_of", live_after_a_restart),), scope("crash", "network", kind=Kind.FENCE), 2),
     LeftOut("R13", ((rules, "may_take_command", always),), scope("network", commands=(Command.PRIM,)), 1, 1),
     LeftOut(
-        "split brain: both decide alike",
-        ((split_brain, "decide", each_believes_to_lose),),
-        scope("network", kind=Kind.NONE, policy="server:a", stale_pulses=True),
-        1,
+        "split brain: the peer is asked first",
+        ((rules, "is_kept", kept_as_far_as_one_knows),),
+        scope(kind=Kind.NONE, writes=4, policy="most-changes", stale_pulses=True, late_reports=True),
+        0,
+        start="split",
     ),
     LeftOut(
         "split brain: saved before it is overwritten",
         ((rules, "is_given_up", never),),
-        scope("network", kind=Kind.NONE, writes=2, policy="former-primary"),
-        1,
+        scope(kind=Kind.NONE, policy="former-primary"),
+        0,
+        start="split",
     ),
 )

@@ -140,7 +140,7 @@ def test_a_named_server_stays_and_a_strange_name_decides_nothing() -> None:
     assert under("server:c") == Decision(NOBODY, Why.UNKNOWN)
 
 
-@pytest.mark.parametrize("policies", [pair for pair in product((*WORDS, "server:a", "server:b"), repeat=2)])
+@pytest.mark.parametrize("policies", list(product((*WORDS, "server:a", "server:b"), repeat=2)))
 def test_different_policies_decide_nothing(policies: tuple[str, str]) -> None:
     decided = decide(replace(A, policy=policies[0]), replace(B, policy=policies[1]))
     assert (decided.why is Why.POLICIES_DIFFER) == (policies[0] != policies[1])
@@ -274,9 +274,31 @@ def test_the_losing_side_stops_its_vm_then_gives_up_durably_then_saves_then_is_c
     module, effects = run(module, VmReported(Vm.OFF))
     assert Store not in kinds(effects) and StopMirror in kinds(effects)
     module, effects = run(module, GONE)
+    assert Store not in kinds(effects) and SendPulse in kinds(effects)
+    assert module.yields == view(module).yields == NOW.fresh
+    module, effects = run(module, peers(policy, keeps=named(98)))
+    assert Store not in kinds(effects)  # an answer to another question
+    module, effects = run(module, peers(policy, keeps=NOW.fresh))
     assert effects[0] == Store(give_up(MINE))
     assert effects[1:3] == [Salvage(MINE.generation), StartMirror(Role.TARGET)]
     assert module.record == give_up(MINE)
+
+
+@pytest.mark.parametrize("policy", WON)
+@pytest.mark.parametrize("state", [State.ALONE, State.WAIT])
+def test_the_kept_side_says_so_to_a_peer_that_asks(policy: str, state: State) -> None:
+    waiting: dict[str, object] = {} if state is State.ALONE else {"state": state, "mirror": None, "vm": Vm.OFF}
+    module, effects = run(alone(policy, **waiting), peers(policy, state=State.WAIT, yields=named(7)))
+    assert view(module).keeps == named(7) and SendPulse in kinds(effects)
+    module, _ = run(module, peers("server:c", state=State.WAIT))
+    assert view(module).keeps is None
+
+
+@pytest.mark.parametrize(("policy", "own"), [("server:b", MINE), (MANUAL, MINE), ("server:a", give_up(MINE))])
+def test_nobody_else_says_so(policy: str, own: Record) -> None:
+    waiting = alone(policy, state=State.WAIT, mirror=None, vm=Vm.OFF, record=own)
+    module, _ = run(waiting, peers(policy, state=State.WAIT, yields=named(7)))
+    assert view(module).keeps is None
 
 
 def test_what_grows_while_the_vm_goes_down_counts() -> None:
@@ -332,7 +354,7 @@ def test_under_maintenance_nothing_is_given_up_before_it_is_lifted(state: State)
     module, effects = run(alone("server:b", maintenance=True, **waiting), peers("server:b"))
     assert (module.state, module.reason, module.record) == (state, Reason.SPLIT_MAINTENANCE, MINE)
     module, effects = run(module, Commanded(Command.MAINTENANCE_OFF))
-    assert {FailTap, Store} & set(kinds(effects))
+    assert FailTap in kinds(effects) or module.yields is not None
 
 
 @pytest.mark.parametrize("policy", [*LOST, FORMER_PRIMARY])
@@ -355,14 +377,34 @@ def test_a_vm_is_not_started_on_a_side_that_is_lost() -> None:
 
 def test_when_the_peer_is_lost_before_the_copy_is_given_up_it_runs_again() -> None:
     module, _ = run(alone("server:b"), peers("server:b"), VmReported(Vm.OFF), PeerLost())
-    module, effects = run(module, GONE)
+    module, _ = run(module, GONE)
     assert module.state is State.ALONE
     assert module.record is not None and module.record.generation == MINE.generation
     assert not module.record.inconsistent
 
 
-def test_when_the_peer_is_lost_after_the_copy_was_given_up_it_waits() -> None:
+def test_an_answer_that_comes_after_this_copy_ran_again_does_not_count() -> None:
     module, _ = run(alone("server:b"), peers("server:b"), VmReported(Vm.OFF), GONE)
+    assert module.yields == NOW.fresh
+    module, _ = run(module, PeerLost())
+    assert (module.state, module.yields) == (State.ALONE, None)
+    module, _ = run(module, MirrorReported(Mirror(Role.SOURCE, MirrorMode.ALONE), MINE, 10))
+    module, effects = run(module, peers("server:b", keeps=NOW.fresh))
+    assert Store not in kinds(effects)
+    assert module.record == MINE
+
+
+def test_a_linked_source_leaves_it_to_the_hello() -> None:
+    """The peer has given up already, which its last pulse did not say yet."""
+    linked = Mirror(Role.SOURCE, MirrorMode.FILLING, linked=True)
+    module, effects = run(alone(MOST_CHANGES, mirror=linked, bytes_changed=1), peers(MOST_CHANGES))
+    assert (module.state, module.vm) == (State.ALONE, Vm.ON)
+    assert not set(kinds(effects)) & {FailTap, StopVm, StopMirror}
+
+
+def test_when_the_peer_is_lost_after_the_copy_was_given_up_it_waits() -> None:
+    answered = peers("server:b", keeps=NOW.fresh)
+    module, _ = run(alone("server:b"), peers("server:b"), VmReported(Vm.OFF), GONE, answered)
     module, effects = run(module, MirrorReported(Mirror(Role.TARGET, MirrorMode.IDLE), give_up(MINE)), PeerLost())
     module, effects = run(module, MirrorReported(None, give_up(MINE)))
     assert (module.state, module.reason) == (State.WAIT, Reason.INCONSISTENT)
@@ -372,14 +414,14 @@ def test_when_the_peer_is_lost_after_the_copy_was_given_up_it_waits() -> None:
 def test_saving_is_ordered_again_after_a_restart_and_not_once_it_is_being_overwritten() -> None:
     for own, saves in ((give_up(MINE), True), (replace(give_up(MINE), generation=named(3), solo=False), False)):
         at_boot = Started(own, True, False, BOOT, None, Vm.OFF, 10)
-        module, effects = run(Module(settings=settings_of(Kind.NONE, 0, "server:b")), at_boot, peers("server:b"))
+        _, effects = run(Module(settings=settings_of(Kind.NONE, 0, "server:b")), at_boot, peers("server:b"))
         assert StartMirror(Role.TARGET) in effects
         assert (Salvage in kinds(effects)) is saves
 
 
 def test_what_the_operator_gives_up_is_saved_as_well() -> None:
     waiting = alone(MANUAL, state=State.WAIT, mirror=None, vm=Vm.OFF)
-    module, effects = run(waiting, peers(MANUAL), Commanded(Command.SECOND))
+    _, effects = run(waiting, peers(MANUAL), Commanded(Command.SECOND))
     assert effects[0] == Store(give_up(MINE))
     assert Reply(True) in effects
     assert effects.index(Salvage(MINE.generation)) == effects.index(StartMirror(Role.TARGET)) - 1

@@ -20,7 +20,16 @@ from hotpair.cluster.module_events import Command
 from hotpair.cluster.simulation import invariants
 from hotpair.cluster.simulation.actions import FREE, Action, Scope, Sort, actions, cuts, describe, pay, perform
 from hotpair.cluster.simulation.canonical import canonical
-from hotpair.cluster.simulation.world import NAMES, Server, World, changed, pair_apart, pair_in_sync, under_policies
+from hotpair.cluster.simulation.world import (
+    NAMES,
+    Server,
+    World,
+    changed,
+    pair_apart,
+    pair_in_sync,
+    pair_split,
+    under_policies,
+)
 from hotpair.cluster.split_brain import MANUAL, MOST_CHANGES, SERVER, WORDS
 
 MOST_STATES = 20_000_000  # more do not fit into memory
@@ -219,7 +228,7 @@ def show(world: World) -> str:
     return "\n".join(lines)
 
 
-STARTS = {"in-sync": pair_in_sync, "apart": pair_apart}
+STARTS = {"in-sync": pair_in_sync, "apart": pair_apart, "split": pair_split}
 COMMANDS: tuple[Command, ...] = (Command.START, Command.STOP, Command.SWAP)
 
 

@@ -177,6 +177,35 @@ def pair_apart(kind: Kind, faults: int, commands: int) -> World:
     return world._replace(servers=servers, wire=-1, standing=standing, acked=1, written=1)
 
 
+def pair_split(kind: Kind, faults: int, commands: int) -> World:
+    """Both went on alone, each with a write of its own, and are about to hear each other."""
+    world = pair_in_sync(kind, faults, commands)
+    base = first_record(1)
+    for s in (0, 1):
+        own = replace(
+            base,
+            generation=named(2 + s),
+            base=base.generation,
+            ancestors=(base.generation,),
+            term=s,
+            last_role="ALONE",
+            in_sync=False,
+            solo=True,
+        )
+        mirror = Mirror(Role.SOURCE, MirrorMode.ALONE)
+        module = Module(
+            settings=settings(kind, s),
+            record=own,
+            wanted=True,
+            boot=BOOT,
+            state=State.ALONE,
+            mirror=mirror,
+            vm=Vm.ON,
+        )
+        world = put(world, s, Server(True, module, mirror, True, -1, own, True, False, 1 << s, 1 << s, 1 << s))
+    return world._replace(wire=-1, acked=3, written=2)
+
+
 def under_policies(world: World, policies: tuple[str, str]) -> World:
     """The same, with these split brain policies in the two configurations, known to both."""
     for s in (0, 1):
