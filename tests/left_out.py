@@ -128,8 +128,8 @@ LEFT_OUT = (
     LeftOut(
         "split brain: the peer is asked first",
         ((rules, "is_kept", kept_as_far_as_one_knows),),
-        scope(kind=Kind.NONE, writes=4, policy="most-changes", stale_pulses=True, late_reports=True),
-        0,
+        scope("link", kind=Kind.NONE, writes=3, policy="most-changes", stale_pulses=True),
+        1,
         start="split",
     ),
     LeftOut(
