@@ -25,6 +25,7 @@ from hotpair.cluster.configuration_keys import (
     word_or_server,
 )
 from hotpair.cluster.pulse import NETWORKS
+from hotpair.cluster.split_brain import WORDS as SPLIT_BRAIN_WORDS
 
 # As in replication/limits.py, which this package does not import; a test compares them.
 PROBE_INTERVAL_S = 1.0
@@ -144,7 +145,7 @@ MODULE = (
     ),
     Key(
         "split_brain",
-        word_or_server("manual", "former-primary", "most-changes"),
+        word_or_server(*SPLIT_BRAIN_WORDS),
         "manual",
         "Whose changes are kept after both servers went on alone; the other's are saved to a file before",
     ),

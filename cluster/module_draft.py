@@ -15,6 +15,7 @@ from hotpair.cluster.module_events import (
     GoAlone,
     Now,
     Remember,
+    Salvage,
     SendPulse,
     SetTimer,
     StartMirror,
@@ -31,6 +32,7 @@ from hotpair.cluster.module_values import (
     Mirror,
     MirrorMode,
     Module,
+    PeerView,
     Plan,
     Reason,
     Role,
@@ -62,11 +64,14 @@ class Draft:
         return self.now.fresh
 
     def finished(self) -> tuple[Module, tuple[Effect, ...]]:
-        """Durable effects first; a pulse at the end when what it says has changed."""
+        """Durable effects first; a pulse at the end when what it says has changed.
+
+        How much a copy has changed waits for the next regular one.
+        """
         last: list[Effect] = []
         if self.module.reason is not self.before.reason:
             last.append(Tell(self.module.reason))
-        if view(self.module) != view(self.before):
+        if _told_at_once(self.module) != _told_at_once(self.before):
             last.append(SendPulse())
         return self.module, (*self._durable, *self._effects, *last)
 
@@ -76,15 +81,15 @@ class Draft:
         """Another state: what was asked in the old one is not waited for any more."""
         assert (self.module.state, state) in TRANSITIONS, f"{self.module.state.value} to {state.value}"
         self.forget_questions()
-        self.change(state=state, reason=reason, refused=False)
+        self.change(state=state, reason=reason, refused=False, keeps=None)
 
     def forget_questions(self) -> None:
         """Answers that come now are late, and ignored [R6]."""
         module = self.module
         if module.asking is not None:
             self.do(CancelTimer(Timer.ANSWER))
-        if module.asking or module.request or module.looking or module.agreed:
-            self.change(asking=None, request=None, looking=None, agreed=False)
+        if module.asking or module.request or module.yields or module.looking or module.agreed:
+            self.change(asking=None, request=None, yields=None, looking=None, agreed=False)
 
     def because(self, reason: Reason) -> None:
         if self.module.reason is not reason:
@@ -105,7 +110,10 @@ class Draft:
             self.change(wanted=wanted, maintenance=maintenance)
 
     def start_mirror(self, role: Role, *, alone: bool = False) -> None:
-        assert self.module.mirror is None
+        module = self.module
+        assert module.mirror is None
+        if role is Role.TARGET and module.record is not None and rules.is_given_up(module.record):
+            self.do(Salvage(module.record.generation))
         self.do(StartMirror(role, alone))
         self.change(mirror=Mirror(role, MirrorMode.STARTING))
 
@@ -170,3 +178,8 @@ class Draft:
         self.store(new)
         self.start_mirror(Role.SOURCE, alone=True)
         self.enter(State.ALONE)
+
+
+def _told_at_once(module: Module) -> PeerView:
+    said = view(module)
+    return said if said.bytes_changed is None else replace(said, bytes_changed=None)

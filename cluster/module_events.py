@@ -29,7 +29,10 @@ class Now:
 
 @dataclass(frozen=True)
 class Started:
-    """The supervisor has started and looked: at the disk, at the mirror process, at the VM."""
+    """The supervisor has started and looked: at the disk, at the mirror process, at the VM.
+
+    `bytes_changed` is as in MirrorReported.
+    """
 
     record: Record | None
     wanted: bool
@@ -37,6 +40,7 @@ class Started:
     boot: str
     mirror: Mirror | None
     vm: Vm
+    bytes_changed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,15 @@ class PeerLost:
 
 @dataclass(frozen=True)
 class MirrorReported:
-    """How the mirror process is, None when none runs, and the record as it stands on disk with it."""
+    """How the mirror process is, None when none runs, and the record as it stands on disk with it.
+
+    `bytes_changed` is what this copy's dirty log names, whole extents; from the log on disk when no process runs. None
+    when that is not known, and when the log says "everything". While a copy goes on alone it only grows.
+    """
 
     mirror: Mirror | None
     record: Record | None
+    bytes_changed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -180,6 +189,22 @@ class StartMirror:
 
 
 @dataclass(frozen=True)
+class Salvage:
+    """This copy lost a split brain: what its own dirty log names is to be saved before a target overwrites any of it.
+
+    Into a salvage file with an index (file, offset, length of each extent as it is in this copy), durably, and its path
+    is told to the operator. Comes right before each StartMirror of a target whose copy was given up and is not
+    overwritten yet: after a restart as well, so the file is named after `generation`, the one that is given up, and one
+    that is whole is not written again. The target that is started next must not answer that it is inconsistent before
+    the file is whole.
+
+    The mirror's half does not exist yet. A supervisor that cannot have it done must not start the target.
+    """
+
+    generation: bytes
+
+
+@dataclass(frozen=True)
 class StopMirror:
     """End the process; the session with it, and all in it that has not been read. The report says when it is gone."""
 
@@ -274,6 +299,7 @@ Effect = (
     Store
     | Remember
     | StartMirror
+    | Salvage
     | StopMirror
     | GoAlone
     | FailTap

@@ -118,6 +118,7 @@ def adopt(draft: Draft, event: Started) -> None:
         boot=event.boot,
         mirror=mirror,
         vm=event.vm,
+        bytes_changed=event.bytes_changed,
         live=mirror is not None and mirror.session,
         listening=True,
     )
@@ -166,7 +167,7 @@ def hear_mirror(draft: Draft, event: MirrorReported) -> None:
     ):
         draft.change(agreed=False, looking=None)
     live = own is not None and own.in_sync and (draft.module.live or (mirror is not None and mirror.session))
-    draft.change(mirror=mirror, record=own, live=live)
+    draft.change(mirror=mirror, record=own, live=live, bytes_changed=event.bytes_changed)
 
 
 def hear_vm(draft: Draft, event: VmReported) -> None:

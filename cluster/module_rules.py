@@ -6,10 +6,11 @@ them out). Held up elsewhere: R1 and R14 in the record's own changes, R10 and th
 
 from __future__ import annotations
 
-from hotpair.cluster import arbitration, record
+from hotpair.cluster import arbitration, record, split_brain
 from hotpair.cluster.arbitration import Answer, Claim, Purpose, Standing, Verdict
-from hotpair.cluster.module_values import MirrorMode, Module, PeerView, Role, State
+from hotpair.cluster.module_values import MirrorMode, Module, PeerView, Reason, Role, State
 from hotpair.cluster.record import Meeting, Record, Rule, Side
+from hotpair.cluster.split_brain import Branch, Decision, Why
 
 
 def meeting(module: Module, view: PeerView) -> Meeting:
@@ -144,6 +145,57 @@ def wants_consent(module: Module, view: PeerView) -> bool:
         return met.source is Side.ME or met.rule is Rule.SAME
     behind = theirs is None or theirs.outdated or theirs.inconsistent
     return behind and met.source is Side.ME and view.state is not State.ALONE and view.state is not State.PRIM
+
+
+# ---- split brain
+
+
+def decision(module: Module) -> Decision | None:
+    """What the policy says about a split brain; None when there is none, or the peer is not heard."""
+    peer, own = module.peer, module.record
+    if peer is None or peer.record is None or own is None or meeting(module, peer).rule is not Rule.SPLIT_BRAIN:
+        return None
+    settings = module.settings
+    return split_brain.decide(
+        Branch(settings.server, module.state is State.STOP, own, settings.split_brain, module.bytes_changed),
+        Branch(settings.peer, peer.state is State.STOP, peer.record, peer.policy, peer.bytes_changed),
+    )
+
+
+def must_give_up(module: Module, decided: Decision) -> bool:
+    """Nothing is given up by itself under maintenance."""
+    return decided.stays is Side.PEER and not module.maintenance
+
+
+def is_kept(module: Module, view: PeerView) -> bool:
+    """The peer's copy stays, said after this one had stopped: an old pulse may be from before the peer gave its own up.
+
+    Once this copy is given up such a question of the peer is never answered, so not both can be.
+    """
+    return module.yields is not None and view.keeps == module.yields
+
+
+def is_given_up(own: Record | None) -> bool:
+    """This copy lost a split brain and nothing of it is overwritten yet: the first write of a target ends `solo`."""
+    return own is not None and own.solo and own.inconsistent
+
+
+_SPLIT_BRAIN = {
+    Why.MANUAL: Reason.SPLIT_BRAIN,
+    Why.NO_SPLIT_BRAIN: Reason.SPLIT_BRAIN,
+    Why.POLICIES_DIFFER: Reason.SPLIT_POLICIES_DIFFER,
+    Why.TIE: Reason.SPLIT_TIE,
+    Why.UNKNOWN: Reason.SPLIT_UNKNOWN,
+    Why.OUTDATED: Reason.SPLIT_OUTDATED,
+    Why.STOPPED: Reason.SPLIT_STOPPED,
+}
+
+
+def reason_of(decided: Decision, module: Module) -> Reason:
+    """For the operator."""
+    if decided.stays is Side.PEER:
+        return Reason.SPLIT_MAINTENANCE if module.maintenance else Reason.SPLIT_LOST
+    return Reason.SPLIT_WON if decided.stays is Side.ME else _SPLIT_BRAIN[decided.why]
 
 
 # ---- what is heard of the peer

@@ -9,9 +9,9 @@ from hotpair.cluster import record
 from hotpair.cluster.arbitration import Purpose, keeps_epochs
 from hotpair.cluster.module_draft import Draft
 from hotpair.cluster.module_events import FailTap, HandOver, Look, SetTimer, Timer
-from hotpair.cluster.module_values import HowToStop, MirrorMode, PeerView, Plan, Reason, Role, State, Vm, ready
-from hotpair.cluster.module_waiting import off, stopped, wait_state
-from hotpair.cluster.record import Rule, Side
+from hotpair.cluster.module_values import HowToStop, Mirror, MirrorMode, PeerView, Plan, Reason, Role, State, Vm, ready
+from hotpair.cluster.module_waiting import answer_yielding, off, stopped, wait_state
+from hotpair.cluster.record import Side
 
 
 def give_way(draft: Draft, reason: Reason) -> None:
@@ -19,6 +19,7 @@ def give_way(draft: Draft, reason: Reason) -> None:
     mirror = draft.module.mirror
     if mirror is not None and mirror.role is Role.SOURCE and mirror.mode is not MirrorMode.STOPPING:
         draft.do(FailTap())
+        draft.change(mirror=Mirror(Role.SOURCE, MirrorMode.FAILED))
     draft.stop_vm(HowToStop.KILL)
     draft.set_plan(None if draft.module.wanted else Plan.STOP)
     draft.enter(State.WAIT, reason)
@@ -57,10 +58,14 @@ def alone_state(draft: Draft) -> None:
     if module.plan is not None:
         _plan_alone(draft, module.plan)
         return
+    decided = None if mirror.linked else rules.decision(module)  # linked, the hello has found one side given up
+    answer_yielding(draft, decided)
+    if decided is not None and rules.must_give_up(module, decided):
+        give_way(draft, Reason.SPLIT_LOST)
+        return
     if mirror.mode in (MirrorMode.ALONE, MirrorMode.FILLING):
         draft.start_vm()
-    split = module.peer is not None and rules.meeting(module, module.peer).rule is Rule.SPLIT_BRAIN
-    draft.because(Reason.SPLIT_BRAIN if split else Reason.NOTHING)
+    draft.because(Reason.NOTHING if decided is None else rules.reason_of(decided, module))
 
 
 def _plan_alone(draft: Draft, plan: Plan) -> None:

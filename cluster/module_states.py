@@ -18,7 +18,8 @@ STATES: dict[State, str] = {
     State.ALONE: (
         "Runs the VM; the peer has no current copy, or is being copied to. In: a durable "
         "solo generation. Out: sync was "
-        "offered to the target, the peer has gone on instead, the disk failed, or a stop."
+        "offered to the target, the peer has gone on instead, a split brain was lost by the policy, "
+        "the disk failed, or a stop."
     ),
     State.PRIM: (
         "Runs the VM; the peer has, or may have, an identical copy, so nothing is "
@@ -44,7 +45,7 @@ TRANSITIONS: dict[tuple[State, State], str] = {
     (State.WAIT, State.PRIM): "session resumed",
     (State.WAIT, State.SECOND): "target at the hello",
     (State.ALONE, State.STOP): "stopped",
-    (State.ALONE, State.WAIT): "overtaken, disk failed, stopstart",
+    (State.ALONE, State.WAIT): "overtaken, split brain lost, disk failed, stopstart",
     (State.ALONE, State.PRIM): "sync offered",
     (State.PRIM, State.STOP): "stopped, handed over",
     (State.PRIM, State.WAIT): "refused, overtaken, fenced, handed over",

@@ -12,6 +12,7 @@ from enum import Enum
 from hotpair.cluster import arbitration
 from hotpair.cluster.arbitration import Claim
 from hotpair.cluster.record import Record, Side
+from hotpair.cluster.split_brain import MANUAL
 
 ID_BYTES = 16
 
@@ -102,7 +103,13 @@ class HowToStop(Enum):
 
 @dataclass(frozen=True)
 class PeerView:
-    """What the peer's last pulse says of this module. `boot` is the peer's host boot id."""
+    """What the peer's last pulse says of this module. `boot` is the peer's host boot id.
+
+    policy         its configuration's `split_brain`
+    bytes_changed  named by its dirty log since it went on alone; None when not alone, or not known
+    yields         id of its question: it lost a split brain and does not run any more, shall it give its copy up
+    keeps          id of our such question, answered: by the policy its own copy stays
+    """
 
     state: State
     ready: bool
@@ -110,6 +117,10 @@ class PeerView:
     boot: str
     request: bytes | None = None
     consent: bytes | None = None
+    policy: str = MANUAL
+    bytes_changed: int | None = None
+    yields: bytes | None = None
+    keeps: bytes | None = None
 
 
 class Plan(Enum):
@@ -143,6 +154,14 @@ class Reason(Enum):
     NO_RECORD = "Neither server has a record of this module: say on the server with the current copy that it is (prim)."
     BOTH_INCONSISTENT = "Both copies are inconsistent: say which one is to be used, or restore a backup."
     SPLIT_BRAIN = "Split brain: both servers went on alone from the same data; choose whose changes are kept."
+    SPLIT_WON = "Split brain: by the policy this server's changes stay; waiting for the peer to give its own up."
+    SPLIT_LOST = "Split brain: by the policy the peer's changes stay; this copy is given up, its own are saved before."
+    SPLIT_POLICIES_DIFFER = "Split brain: the two servers' split_brain policies differ; make them equal, or choose."
+    SPLIT_TIE = "Split brain: the policy finds both sides equal; choose whose changes are kept."
+    SPLIT_UNKNOWN = "Split brain: what the policy asks for is not known of both sides; choose whose changes are kept."
+    SPLIT_OUTDATED = "Split brain: the copy that the policy names is outdated; choose whose changes are kept."
+    SPLIT_STOPPED = "Split brain: the server whose changes stay by the policy is stopped; start it there, or choose."
+    SPLIT_MAINTENANCE = "Split brain: lost by the policy; nothing is given up under maintenance: lift it, or choose."
     UNRELATED = "The copies are unrelated: nothing is copied until the operator chooses."
     REFUSED_COPY = "The newer copy is inconsistent: bring back the server it was copied from, or choose."
     OUTDATED = "This copy is outdated: the peer has, or may have, newer data. Waiting for the peer."
@@ -180,26 +199,31 @@ class Settings:
     ask_timeout_s: float = 5.0
     agreement_s: float = 60.0
     leave_s: float = 10.0
+    split_brain: str = MANUAL
 
 
 @dataclass(frozen=True)
 class Module:
     """The whole state of one module on one server. The first line is the durable part.
 
-    record       as it is on this server's disk; the mirror process writes it while one runs, the supervisor otherwise
-    wanted       the operator wants it to run; durable
-    maintenance  no automatic failover, no checker's action; durable
-    boot         this host's boot id
-    live         this copy has been in sync in this very run, and nothing was started since that could have changed it
-    peer         its last view; None when neither pulses nor link were heard for `timeout_s`
-    listening    this supervisor has just started: that nothing was heard yet says nothing about the peer
-    asking       the claim being waited for
-    request      id of our question for consent, being asked
-    consent      id of the peer's question that we have answered with yes
-    agreed       the arbiter's epoch was found to be the pair's in this connection [R6]
-    looking      id of the look at the arbiter's epoch that is being waited for
-    held         a checker holds the module in WAIT
-    refused      arbitration did not grant: asked again when the timer fires, or when the peer was heard in between
+    record         as it is on this server's disk; the mirror process writes it while one runs, the supervisor
+                   otherwise
+    wanted         the operator wants it to run; durable
+    maintenance    no automatic failover, no checker's action; durable
+    boot           this host's boot id
+    live           this copy has been in sync in this very run, and nothing was started since that could have changed it
+    bytes_changed  named by the dirty log of this copy; None when not known
+    peer           its last view; None when neither pulses nor link were heard for `timeout_s`
+    listening      this supervisor has just started: that nothing was heard yet says nothing about the peer
+    asking         the claim being waited for
+    request        id of our question for consent, being asked
+    consent        id of the peer's question that we have answered with yes
+    yields         id of our question whether to give this copy up, after a split brain
+    keeps          id of the peer's such question that we have answered with yes
+    agreed         the arbiter's epoch was found to be the pair's in this connection [R6]
+    looking        id of the look at the arbiter's epoch that is being waited for
+    held           a checker holds the module in WAIT
+    refused        arbitration did not grant: asked again when the timer fires, or when the peer was heard in between
     """
 
     settings: Settings = field(compare=False)
@@ -221,6 +245,9 @@ class Module:
     plan: Plan | None = None
     held: bool = False
     refused: bool = False
+    bytes_changed: int | None = None
+    yields: bytes | None = None
+    keeps: bytes | None = None
     reason: Reason = field(default=Reason.NOTHING, compare=False)
 
 
@@ -247,5 +274,17 @@ def _peer_agrees(module: Module) -> bool:
 
 
 def view(module: Module) -> PeerView:
-    """What this server's pulses say."""
-    return PeerView(module.state, ready(module), module.record, module.boot, module.request, module.consent)
+    """What this server's pulses say. How much was changed is said of a copy that goes on alone only."""
+    record = module.record
+    return PeerView(
+        module.state,
+        ready(module),
+        record,
+        module.boot,
+        module.request,
+        module.consent,
+        module.settings.split_brain,
+        module.bytes_changed if record is not None and record.solo else None,
+        module.yields,
+        module.keeps,
+    )

@@ -12,6 +12,7 @@ from hotpair.cluster.module_draft import Draft
 from hotpair.cluster.module_events import Leave, SetTimer, Timer
 from hotpair.cluster.module_values import HowToStop, Mirror, MirrorMode, PeerView, Plan, Reason, Role, State, Vm
 from hotpair.cluster.record import Rule, Side
+from hotpair.cluster.split_brain import Decision
 
 
 def off(draft: Draft) -> bool:
@@ -81,8 +82,8 @@ def is_served(target: Mirror) -> bool:
 def _without_peer(draft: Draft) -> None:
     """Starting without the peer, or SECOND's take-over: by the arbiter, or not at all."""
     module = draft.module
-    if module.request is not None:
-        draft.change(request=None)
+    if module.request is not None or module.yields is not None:
+        draft.change(request=None, yields=None)
     if module.listening and rules.purpose_of(module) is not Purpose.SOLO_START:
         draft.because(Reason.PEER_UNKNOWN)  # not heard yet is not lost
         return
@@ -116,7 +117,6 @@ def _why_not(draft: Draft) -> Reason:
 _UNDECIDED = {
     Rule.NO_RECORD: Reason.NO_RECORD,
     Rule.BOTH_INCONSISTENT: Reason.BOTH_INCONSISTENT,
-    Rule.SPLIT_BRAIN: Reason.SPLIT_BRAIN,
     Rule.UNRELATED: Reason.UNRELATED,
     Rule.REFUSED: Reason.REFUSED_COPY,
 }
@@ -155,6 +155,12 @@ def _propose(draft: Draft, peer: PeerView) -> None:
     module = draft.module
     met = rules.meeting(module, peer)
     _clear_outdated(draft, met.rule)
+    if met.rule is Rule.SPLIT_BRAIN:
+        _end_split_brain(draft, peer)
+        met = rules.meeting(draft.module, peer)
+        if met.rule is Rule.SPLIT_BRAIN:
+            return
+    answer_yielding(draft, None)
     if met.source is Side.NOBODY:
         draft.because(_UNDECIDED[met.rule])
         draft.stop_mirror()
@@ -171,6 +177,33 @@ def _propose(draft: Draft, peer: PeerView) -> None:
     elif mirror is None:
         draft.start_mirror(role, alone=role is Role.SOURCE and module.record is None and peer.record is None)
     draft.because(Reason.MEETING)
+
+
+def _end_split_brain(draft: Draft, peer: PeerView) -> None:
+    """By the policy the losing side gives its copy up, durably: when nothing runs on it any more, and the peer has said
+    since then that its own copy stays."""
+    decided = rules.decision(draft.module)
+    assert decided is not None
+    draft.because(rules.reason_of(decided, draft.module))
+    answer_yielding(draft, decided)
+    draft.stop_mirror()
+    module = draft.module
+    if not rules.must_give_up(module, decided):
+        draft.change(yields=None)
+    elif module.mirror is None and rules.is_kept(module, peer):
+        assert module.record is not None and module.vm is Vm.OFF
+        draft.change(yields=None)
+        draft.store(record.give_up(module.record))
+    elif module.mirror is None and module.yields is None:
+        draft.change(yields=draft.fresh())
+
+
+def answer_yielding(draft: Draft, decided: Decision | None) -> None:
+    """Say to a peer that asks whether to give its copy up that this one stays, as long as that is so."""
+    peer = draft.module.peer
+    keeps = peer.yields if peer is not None and decided is not None and decided.stays is Side.ME else None
+    if draft.module.keeps != keeps:
+        draft.change(keeps=keeps)
 
 
 def _clear_outdated(draft: Draft, rule: Rule) -> None:

@@ -29,9 +29,10 @@ from hotpair.cluster.record import VERSION as RECORD_VERSION
 from hotpair.cluster.record import LastRole, Record, RecordDamaged, RecordVersion
 from hotpair.cluster.record import decode as decode_record
 from hotpair.cluster.record import encode as encode_record
+from hotpair.cluster.split_brain import MANUAL, is_policy
 
 MAGIC = b"HPLS"
-VERSION = 1
+VERSION = 2
 KEY_BYTES = 32  # as many as the digest has; a longer key gains nothing, a shorter one is guessed more easily
 ID_BYTES = 16
 TEXT_BYTES = 128  # boot id and digests, as in the record
@@ -88,6 +89,10 @@ class ModuleView:
     bytes_left      still to be copied by a reintegration
     request         id of a question for consent that it is asking [R7], 16 bytes
     consent         id of the peer's question that it answers with yes; no other pulse is consent [R7]
+    split_brain     its policy, as in its configuration
+    bytes_changed   named by its dirty log since it went on alone; None when it did not, or that is not known
+    yields          id of its question whether to give its copy up after a split brain, 16 bytes
+    keeps           id of the peer's such question that it answers with yes
     """
 
     name: str
@@ -100,6 +105,10 @@ class ModuleView:
     bytes_left: int = 0
     request: bytes | None = None
     consent: bytes | None = None
+    split_brain: str = MANUAL
+    bytes_changed: int | None = None
+    yields: bytes | None = None
+    keeps: bytes | None = None
 
     def __post_init__(self) -> None:
         """ValueError for what no program may send."""
@@ -111,9 +120,12 @@ class ModuleView:
         _require_digest(self.configuration)
         _require_count(self.applied)
         _require_count(self.bytes_left)
-        for name in ("request", "consent"):
+        for name in ("request", "consent", "yields", "keeps"):
             value = getattr(self, name)
             _require(value is None or _is_id(value), name)
+        _require(is_policy(self.split_brain), "split_brain")
+        if self.bytes_changed is not None:
+            _require_count(self.bytes_changed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +251,10 @@ def _view_fields(view: ModuleView) -> list[Any]:
         view.bytes_left,
         view.request,
         view.consent,
+        view.split_brain,
+        view.bytes_changed,
+        view.yields,
+        view.keeps,
     ]
 
 
@@ -310,7 +326,8 @@ def _pulse(values: Any) -> Pulse:
 def _view(values: Any) -> ModuleView:
     if not isinstance(values, tuple):
         raise ValueError("a module is not what a pulse may hold")
-    name, state, ready, data_status, record, configuration, applied, bytes_left, request, consent = values
+    name, state, ready, data_status, record, configuration, applied, bytes_left, *rest = values
+    request, consent, split_brain, bytes_changed, yields, keeps = rest
     if record is not None and not isinstance(record, bytes):
         raise ValueError("record is not what a pulse may hold")
     return ModuleView(
@@ -324,6 +341,10 @@ def _view(values: Any) -> ModuleView:
         bytes_left=bytes_left,
         request=request,
         consent=consent,
+        split_brain=split_brain,
+        bytes_changed=bytes_changed,
+        yields=yields,
+        keeps=keeps,
     )
 
 

@@ -93,6 +93,10 @@ def epochs_are_not_compared(own: Record, standing: Any) -> Any:
     return arbitration.Comparison.EQUAL
 
 
+def kept_as_far_as_one_knows(module: Any, view: Any) -> bool:
+    return True
+
+
 def scope(*faults: str, kind: Kind = Kind.WITNESS, commands: tuple[Command, ...] = (), **names: Any) -> Scope:
     return Scope(kind, faults=frozenset(faults), commands=commands, **names)
 
@@ -121,4 +125,18 @@ LEFT_OUT = (
     LeftOut("R11", ((rules, "boot_unchanged", reboots_do_not_count),), scope("power", "network", power=True), 2),
     LeftOut("R12", ((rules, "purpose_of", live_after_a_restart),), scope("crash", "network", kind=Kind.FENCE), 2),
     LeftOut("R13", ((rules, "may_take_command", always),), scope("network", commands=(Command.PRIM,)), 1, 1),
+    LeftOut(
+        "split brain: the peer is asked first",
+        ((rules, "is_kept", kept_as_far_as_one_knows),),
+        scope("link", kind=Kind.NONE, writes=3, policy="most-changes", stale_pulses=True),
+        1,
+        start="split",
+    ),
+    LeftOut(
+        "split brain: saved before it is overwritten",
+        ((rules, "is_given_up", never),),
+        scope(kind=Kind.NONE, policy="former-primary"),
+        0,
+        start="split",
+    ),
 )

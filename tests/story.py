@@ -7,6 +7,7 @@
     record b none
     arbiter 1 a                 where its epoch stands
     down b 30                   it boots that much later
+    split_brain most-changes    what both servers' configurations say, or `split_brain a manual` for one
 
 then one thing a line, in order, with what is expected beside it:
 
@@ -27,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hotpair.cluster.arbitration import Kind, Standing
+from hotpair.cluster.arbitration import Kind, Standing, keeps_epochs
 from hotpair.cluster.module_events import Command
 from hotpair.cluster.module_values import ready
 from hotpair.cluster.record import Record
@@ -36,6 +37,7 @@ from hotpair.cluster.simulation.faults import Plan
 from hotpair.cluster.simulation.life import Life
 from hotpair.cluster.simulation.timed import begin, inject, keep_down, run
 from hotpair.cluster.simulation.world import BOOT, NAMES, OLD_BOOT, ROOT, Server, World, named, pair_in_sync
+from hotpair.cluster.split_brain import MANUAL, is_policy
 
 FLAGS = ("in_sync", "solo", "inconsistent", "outdated")
 
@@ -75,6 +77,7 @@ class Story:
         self._standing = Standing(0, None)
         self._down: dict[int, float] = {}
         self._life: Life | None = None
+        self._policies = [MANUAL, MANUAL]
 
     def tell(self) -> None:
         """StoryWrong with the line, what was expected and the trace."""
@@ -101,6 +104,10 @@ class Story:
                 self._standing = Standing(int(epoch), holder)
             case ["down", name, seconds]:
                 self._down[NAMES.index(name)] = float(seconds)
+            case ["split_brain", policy] if is_policy(policy):
+                self._policies = [policy, policy]
+            case ["split_brain", ("a" | "b") as name, policy] if is_policy(policy):
+                self._policies[NAMES.index(name)] = policy
             case ["run", seconds]:
                 life = self._begun()
                 self._is_right(run(life, life.now + float(seconds)).wrong)
@@ -119,14 +126,18 @@ class Story:
 
     def _begun(self) -> Life:
         if self._life is None:
-            plan = Plan(self._seed, self._kind, (), starts_apart=self._apart)
+            policies = (self._policies[0], self._policies[1])
+            plan = Plan(self._seed, self._kind, (), starts_apart=self._apart, policies=policies)
             world: World | None = None
             if self._records:
+                # Where an arbiter keeps epochs, only an operator's override leaves two copies that go on alone
+                both_alone = all(server.record is not None and server.record.solo for server in self._records.values())
                 world = pair_in_sync(self._kind, 0, 0)._replace(
                     servers=(self._records[0], self._records[1]),
                     wire=-1,
                     standing=self._standing,
                     written=20,
+                    overridden=both_alone and keeps_epochs(self._kind),
                 )
             self._life = begin(plan, self.trace.append, world)
             for s, seconds in self._down.items():

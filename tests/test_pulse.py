@@ -84,6 +84,10 @@ def largest_view(name: str) -> ModuleView:
         bytes_left=MOST,
         request=b"q" * 16,
         consent=b"c" * 16,
+        split_brain="server:" + "n" * 40,
+        bytes_changed=MOST,
+        yields=b"y" * 16,
+        keeps=b"k" * 16,
     )
 
 
@@ -113,6 +117,10 @@ views = st.builds(
     bytes_left=counts,
     request=st.none() | ids,
     consent=st.none() | ids,
+    split_brain=st.sampled_from(["manual", "former-primary", "most-changes"]) | names.map("server:{}".format),
+    bytes_changed=st.none() | counts,
+    yields=st.none() | ids,
+    keeps=st.none() | ids,
 )
 pulses = st.builds(
     a_pulse,
@@ -334,7 +342,20 @@ def test_no_program_may_send_more_than_the_limits(fields: dict[str, Any]) -> Non
 
 @pytest.mark.parametrize(
     "fields",
-    [{"name": ""}, {"state": "FLYING"}, {"request": b"short"}, {"applied": -1}, {"record": b"bytes"}, {"ready": 1}],
+    [
+        {"name": ""},
+        {"state": "FLYING"},
+        {"request": b"short"},
+        {"applied": -1},
+        {"record": b"bytes"},
+        {"ready": 1},
+        {"split_brain": "newest"},
+        {"split_brain": "server:"},
+        {"split_brain": None},
+        {"bytes_changed": -1},
+        {"bytes_changed": True},
+        {"keeps": b"short"},
+    ],
 )
 def test_no_program_may_send_an_impossible_view(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="pulse"):

@@ -44,6 +44,7 @@ from hotpair.cluster.module_events import (
     PeerLost,
     Remember,
     Reply,
+    Salvage,
     Started,
     StartMirror,
     StartVm,
@@ -57,7 +58,19 @@ from hotpair.cluster.module_events import (
 from hotpair.cluster.module_machine import step
 from hotpair.cluster.module_values import MirrorMode, Module, Plan, Role, State, Vm, view
 from hotpair.cluster.simulation import mirrors
-from hotpair.cluster.simulation.world import BOOT, NAMES, OLD_BOOT, Server, World, change, flush, settings
+from hotpair.cluster.simulation.world import (
+    BOOT,
+    NAMES,
+    OLD_BOOT,
+    Server,
+    World,
+    change,
+    changed,
+    flush,
+    own_changes,
+    settings,
+)
+from hotpair.cluster.split_brain import MANUAL, MOST_CHANGES
 
 
 class Sort(NamedTuple):
@@ -86,6 +99,7 @@ class Scope:
 
     late_reports   a control plane may lag behind its own mirror and VM; otherwise their reports come before all else
     stale_pulses   a pulse may be old; otherwise each change is heard at once while there is a network
+    policy         of both servers, for a split brain
     """
 
     kind: Kind
@@ -97,12 +111,14 @@ class Scope:
     power: bool = False
     late_reports: bool = False
     stale_pulses: bool = False
+    policy: str = MANUAL
 
 
 MATERIAL = (
     Store,
     Remember,
     StartMirror,
+    Salvage,
     StopMirror,
     GoAlone,
     FailTap,
@@ -170,7 +186,7 @@ def _urgent(world: World, scope: Scope) -> Action | None:
         module = server.module
         if module is None or scope.late_reports:
             continue
-        if (server.mirror, server.record) != (module.mirror, module.record):
+        if _is_unreported(server, module, scope):
             return Action("mirror report", s)
         if (Vm.ON if server.vm else Vm.OFF) is not module.vm:
             return Action("vm report", s)
@@ -189,7 +205,7 @@ def _urgent(world: World, scope: Scope) -> Action | None:
 
 def _control(world: World, scope: Scope, s: int, module: Module) -> Iterator[tuple[Action, Sort]]:
     server, other = world.servers[s], world.servers[1 - s]
-    if (server.mirror, server.record) != (module.mirror, module.record):
+    if _is_unreported(server, module, scope):
         yield Action("mirror report", s), FREE
     if (Vm.ON if server.vm else Vm.OFF) is not module.vm:
         yield Action("vm report", s), FREE
@@ -199,6 +215,17 @@ def _control(world: World, scope: Scope, s: int, module: Module) -> Iterator[tup
     elif (module.peer is not None or module.listening) and not _link_lives(world):
         yield Action("peer lost", s), FREE
     yield from _timers(world, scope, module, s)
+
+
+def _is_unreported(server: Server, module: Module, scope: Scope) -> bool:
+    reported = (module.mirror, module.record, module.bytes_changed)
+    return (server.mirror, server.record, _changed(server, scope)) != reported
+
+
+def _changed(server: Server, scope: Scope) -> int | None:
+    """What is reported of it: where nobody compares it, and before the copy goes alone, it would only make worlds."""
+    is_compared = scope.policy == MOST_CHANGES and server.record is not None and server.record.solo
+    return changed(server) if is_compared else None
 
 
 def _link_lives(world: World) -> bool:
@@ -280,13 +307,13 @@ def _makes_sense(module: Module, command: Command) -> bool:
 # ---- what comes of it
 
 
-def event_of(world: World, action: Action) -> Event | None:
+def event_of(world: World, action: Action, scope: Scope) -> Event | None:
     """What the control plane hears by this action; None if it is not the control plane that acts."""
     s = action.server
     server = world.servers[s]
     match action.name:
         case "mirror report":
-            return MirrorReported(server.mirror, server.record)
+            return MirrorReported(server.mirror, server.record, _changed(server, scope))
         case "vm report":
             return VmReported(Vm.ON if server.vm else Vm.OFF)
         case "pulse":
@@ -306,14 +333,15 @@ def event_of(world: World, action: Action) -> Event | None:
             return action.argument
         case "control starts" | "boot":
             vm = Vm.ON if server.vm else Vm.OFF
-            return Started(server.record, server.wanted, server.maintenance, BOOT, server.mirror, vm)
+            number = _changed(server, scope)
+            return Started(server.record, server.wanted, server.maintenance, BOOT, server.mirror, vm, number)
         case _:
             return None
 
 
 def perform(world: World, action: Action, scope: Scope) -> World:
     """The world after it, not yet in canonical form."""
-    event = event_of(world, action)
+    event = event_of(world, action, scope)
     if event is None:
         return _happen(world, action, scope)
     s = action.server
@@ -321,7 +349,7 @@ def perform(world: World, action: Action, scope: Scope) -> World:
         world = change(world, s, up=True)
     if action.name == "answer":
         world = world._replace(answers=_without(world.answers, (s, action.argument)))
-    module = world.servers[s].module or Module(settings=settings(scope.kind, s))
+    module = world.servers[s].module or Module(settings=settings(scope.kind, s, scope.policy))
     module, effects = step(module, event, Now(0.0, world.fresh))
     if action.name == "command" and action.argument in _OVERRIDES and _is_accepted(effects):
         forced = world.forced or action.argument is Command.PRIM_FORCE
@@ -356,11 +384,11 @@ def _is_accepted(effects: tuple[Effect, ...]) -> bool:
 
 def cuts(world: World, action: Action, scope: Scope) -> Iterator[Action]:
     """The same step, ended between two of its effects by the death of the control plane, or of the server."""
-    event = event_of(world, action)
+    event = event_of(world, action, scope)
     if event is None or action.dies or "cut" not in scope.faults:
         return
     s = action.server
-    module = world.servers[s].module or Module(settings=settings(scope.kind, s))
+    module = world.servers[s].module or Module(settings=settings(scope.kind, s, scope.policy))
     _, effects = step(module, event, Now(0.0, world.fresh))
     material = sum(isinstance(effect, MATERIAL) for effect in effects)
     for cut in range(1, material):
@@ -472,6 +500,9 @@ def do(world: World, s: int, effect: Effect) -> World:
             return change(flush(world, s) if effect.flush else world, s, record=effect.record)
         case Remember():
             return change(world, s, wanted=effect.wanted, maintenance=effect.maintenance)
+        case Salvage():
+            server = world.servers[s]
+            return change(world, s, salvaged=server.salvaged | own_changes(server))
         case StartMirror():
             return mirrors.start(world, s, effect.role, alone=effect.alone)
         case StopMirror():

@@ -11,6 +11,7 @@ waits: it is its child.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from hotpair.cluster.arbitration import Claim, Kind, keeps_epochs
 from hotpair.cluster.module_events import Answered, Look, Looked
@@ -95,18 +96,24 @@ def _wait_for(server: Server) -> Server:
     )
 
 
-# ---- questions for consent
+# ---- questions to the peer, for consent and after a split brain, and their answers
 
 
 def _rename_questions(world: World) -> World:
+    return _rename_pair(_rename_pair(world, "request", "consent"), "yields", "keeps")
+
+
+def _rename_pair(world: World, question: str, answer: str) -> World:
     for s in (0, 1):
         mine, theirs = world.servers[s].module, world.servers[1 - s].module
+        my_peer = mine.peer if mine is not None else None
+        their_peer = theirs.peer if theirs is not None else None
         order: dict[bytes, bytes] = {}
         found = (
-            mine.request if mine is not None else None,
-            theirs.peer.request if theirs is not None and theirs.peer is not None else None,
-            theirs.consent if theirs is not None else None,
-            mine.peer.consent if mine is not None and mine.peer is not None else None,
+            getattr(mine, question, None),
+            getattr(their_peer, question, None),
+            getattr(theirs, answer, None),
+            getattr(my_peer, answer, None),
         )
         for i, name in enumerate(found):
             if name is not None and name not in order:
@@ -114,20 +121,21 @@ def _rename_questions(world: World) -> World:
         if all(old == new for old, new in order.items()):
             continue
         if mine is not None:
-            peer = mine.peer
-            if peer is not None and peer.consent is not None:
-                peer = replace(peer, consent=order[peer.consent])
-            mine = replace(mine, request=order.get(mine.request or b""), peer=peer)
+            mine = replace(mine, peer=_renamed(my_peer, answer, order))
+            mine = _renamed(mine, question, order)
         if theirs is not None:
-            peer = theirs.peer
-            if peer is not None and peer.request is not None:
-                peer = replace(peer, request=order[peer.request])
-            theirs = replace(theirs, consent=order.get(theirs.consent or b""), peer=peer)
+            theirs = replace(theirs, peer=_renamed(their_peer, question, order))
+            theirs = _renamed(theirs, answer, order)
         both = list(world.servers)
         both[s] = both[s]._replace(module=mine)
         both[1 - s] = both[1 - s]._replace(module=theirs)
         world = world._replace(servers=(both[0], both[1]))
     return world
+
+
+def _renamed(value: Any, name: str, order: dict[bytes, bytes]) -> Any:
+    old = getattr(value, name, None)
+    return value if old is None else replace(value, **{name: order[old]})
 
 
 # ---- generations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hotpair.cluster.arbitration import Claim, keeps_epochs
@@ -18,6 +19,7 @@ from hotpair.cluster.module_events import (
     Look,
     MirrorReported,
     Now,
+    PeerHeard,
     SendPulse,
     SetTimer,
     Started,
@@ -28,11 +30,12 @@ from hotpair.cluster.module_events import (
     VmReported,
 )
 from hotpair.cluster.module_machine import step
-from hotpair.cluster.module_values import HowToStop, Module
+from hotpair.cluster.module_values import HowToStop, Module, PeerView
 from hotpair.cluster.simulation import actions, hosts, speaking, telling
 from hotpair.cluster.simulation.actions import MATERIAL
 from hotpair.cluster.simulation.life import CONTROL, Life
-from hotpair.cluster.simulation.world import BOOT, NAMES, change
+from hotpair.cluster.simulation.world import BOOT, NAMES, change, changed
+from hotpair.cluster.split_brain import MANUAL
 
 COPIES_OF_AN_ANSWER = 3  # beside the one that comes in time
 LATEST_ANSWER_S = 45.0
@@ -117,9 +120,24 @@ def _do(life: Life, s: int, effect: Any) -> None:
             life.world = actions.do(life.world, s, effect)
 
 
+def _number(life: Life, s: int) -> int | None:
+    """How much the copy has changed, where a split brain policy may want to know."""
+    return None if life.settings[s].split_brain == MANUAL else changed(life.world.servers[s])
+
+
 def hear_mirror(life: Life, s: int) -> None:
     server = life.world.servers[s]
-    take(life, s, MirrorReported(server.mirror, server.record))
+    take(life, s, MirrorReported(server.mirror, server.record, _number(life, s)))
+
+
+def hear_peer(life: Life, s: int, view: PeerView) -> None:
+    """The mirror is asked for its number first, where a policy may look at it."""
+    module = life.world.servers[s].module
+    if module is not None and module.bytes_changed != _number(life, s):
+        hear_mirror(life, s)
+        if life.world.servers[s].module is None:
+            return  # it has died in the middle of that
+    take(life, s, PeerHeard(view))
 
 
 def hear_vm(life: Life, s: int) -> None:
@@ -143,7 +161,8 @@ def boot(life: Life, s: int) -> None:
 def start(life: Life, s: int) -> None:
     server = life.world.servers[s]
     speaking.begin_ear(life, s)
-    take(life, s, Started(server.record, server.wanted, server.maintenance, BOOT, server.mirror, life.vm(s)))
+    begins = Started(server.record, server.wanted, server.maintenance, BOOT, server.mirror, life.vm(s))
+    take(life, s, replace(begins, bytes_changed=_number(life, s)))
 
 
 def _arbiter_delay(life: Life) -> tuple[float, float]:

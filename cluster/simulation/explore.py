@@ -20,7 +20,17 @@ from hotpair.cluster.module_events import Command
 from hotpair.cluster.simulation import invariants
 from hotpair.cluster.simulation.actions import FREE, Action, Scope, Sort, actions, cuts, describe, pay, perform
 from hotpair.cluster.simulation.canonical import canonical
-from hotpair.cluster.simulation.world import NAMES, Server, World, pair_apart, pair_in_sync
+from hotpair.cluster.simulation.world import (
+    NAMES,
+    Server,
+    World,
+    changed,
+    pair_apart,
+    pair_in_sync,
+    pair_split,
+    under_policies,
+)
+from hotpair.cluster.split_brain import MANUAL, MOST_CHANGES, SERVER, WORDS
 
 MOST_STATES = 20_000_000  # more do not fit into memory
 
@@ -76,6 +86,7 @@ class Explorer:
                     self._free.append(j)
                 if j == known:
                     why = invariants.wrong(self._worlds[j], kind) or invariants.nothing_backwards(world, after)
+                    why = why or invariants.one_copy_stays(after)
                     if why:
                         wrong, at = why, j
                         break
@@ -133,12 +144,15 @@ class Explorer:
             ("never runs again", invariants.runs, invariants.must_run),
             ("never in sync again", invariants.in_sync, invariants.must_be_in_sync),
             ("never stops", invariants.nothing_to_stop, invariants.must_stop),
+            ("the split brain never ends", self._is_decided, invariants.must_end_split),
         )
         first, into = self._reversed()
         for name, goal, must in goals:
             good = bytearray(len(self._worlds))
             work = [
-                i for i, world in enumerate(self._worlds) if goal(world, self._scope.kind) or self._is_excused(world)
+                i
+                for i, world in enumerate(self._worlds)
+                if goal(world, self._scope.kind) or (goal != self._is_decided and self._is_excused(world))
             ]
             for i in work:
                 good[i] = 1
@@ -157,6 +171,12 @@ class Explorer:
         """Where both may run apart, and after an override, a split brain may come of it: the operator's to end."""
         may_split = self._scope.kind in (Kind.NONE, Kind.PING) or world.overridden
         return may_split and invariants.is_operators(world)
+
+    def _is_decided(self, world: World, kind: Kind) -> bool:
+        """No split brain, or one that the policy leaves to the operator."""
+        policy = self._scope.policy
+        a, b = (changed(server) for server in world.servers)
+        return policy == MANUAL or not invariants.is_split(world) or (policy == MOST_CHANGES and a == b)
 
     def _reversed(self) -> tuple[array[int], array[int]]:
         """The free actions backwards: `into[first[i]:first[i + 1]]` lead to i."""
@@ -208,12 +228,16 @@ def show(world: World) -> str:
     return "\n".join(lines)
 
 
-STARTS = {"in-sync": pair_in_sync, "apart": pair_apart}
+STARTS = {"in-sync": pair_in_sync, "apart": pair_apart, "split": pair_split}
 COMMANDS: tuple[Command, ...] = (Command.START, Command.STOP, Command.SWAP)
 
 
 def explore(scope: Scope, faults: int, commands: int, start: str = "in-sync", *, liveness: bool = True) -> Outcome:
-    return Explorer(scope, STARTS[start](scope.kind, faults, commands)).run(liveness=liveness)
+    return Explorer(scope, _begin(scope, faults, commands, start)).run(liveness=liveness)
+
+
+def _begin(scope: Scope, faults: int, commands: int, start: str) -> World:
+    return under_policies(STARTS[start](scope.kind, faults, commands), (scope.policy, scope.policy))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -230,6 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only-commands", help="comma separated")
     parser.add_argument("--late-reports", action="store_true", help="control planes may lag behind mirror and VM")
     parser.add_argument("--stale-pulses", action="store_true", help="pulses may be old")
+    parser.add_argument("--split-brain", choices=[*WORDS, *(SERVER + name for name in NAMES)], default=MANUAL)
     parser.add_argument("--no-liveness", action="store_true")
     parser.add_argument("--most", type=int, default=MOST_STATES, help="give up after that many states")
     given = parser.parse_args(arguments)
@@ -240,8 +265,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = COMMANDS
     if given.only_commands is not None:
         chosen = tuple(Command(name) for name in given.only_commands.split(","))
-    scope = Scope(Kind(given.kind), given.writes, faults, chosen, given.power, given.late_reports, given.stale_pulses)
-    explorer = Explorer(scope, STARTS[given.start](scope.kind, given.faults, given.commands), given.most)
+    scope = Scope(
+        Kind(given.kind), given.writes, faults, chosen, given.power, given.late_reports, given.stale_pulses,
+        given.split_brain,
+    )  # fmt: skip
+    explorer = Explorer(scope, _begin(scope, given.faults, given.commands, given.start), given.most)
     began = time.monotonic()
 
     def progress(done: int) -> None:

@@ -7,7 +7,7 @@ of the lives there is a scenario beside them, which aims at a narrow moment.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from hotpair.cluster.arbitration import Kind
@@ -16,6 +16,7 @@ from hotpair.cluster.module_events import Command
 from hotpair.cluster.simulation.fault_list import WHOLE, Detail, Fault
 from hotpair.cluster.simulation.scenarios import scenario
 from hotpair.cluster.simulation.world import NAMES
+from hotpair.cluster.split_brain import MANUAL
 
 QUIET_FROM_S = 440.0  # every fault has ended by then, whatever its length
 RUNS_BY_S = 510.0
@@ -74,7 +75,7 @@ _CHECKER = (CheckerAction.WAIT, CheckerAction.RESTART, CheckerAction.STOPSTART, 
 @dataclass(frozen=True)
 class Plan:
     """One simulated life. `rates`: how fast each server's clock runs; `ends_started`: the operator starts all at the
-    end."""
+    end; `policies`: for a split brain, in each server's configuration."""
 
     seed: int
     kind: Kind
@@ -83,13 +84,11 @@ class Plan:
     rates: tuple[float, float] = (1.0, 1.0)
     fails_back: bool = False
     ends_started: bool = True
+    policies: tuple[str, str] = (MANUAL, MANUAL)
 
     def only(self, chosen: tuple[int, ...]) -> Plan:
         """The same with these of its faults."""
-        faults = tuple(self.faults[i] for i in chosen)
-        return Plan(
-            self.seed, self.kind, faults, self.starts_apart, self.rates, self.fails_back, self.ends_started
-        )  # fmt: skip
+        return replace(self, faults=tuple(self.faults[i] for i in chosen))
 
 
 def plan(seed: int, kind: Kind) -> Plan:

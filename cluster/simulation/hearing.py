@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hotpair.cluster.failure_detector import Change, Doubted, PeerChanged, PeerStatus
 from hotpair.cluster.module_events import Doubted as ModuleDoubted
-from hotpair.cluster.module_events import PeerHeard, PeerLost
+from hotpair.cluster.module_events import PeerLost
 from hotpair.cluster.simulation import control, speaking
 from hotpair.cluster.simulation.life import CONTROL, MIRROR, Life
 from hotpair.cluster.simulation.pulses import PULSE_S, Datagram
@@ -55,7 +55,7 @@ def datagram_comes(life: Life, s: int, datagram: Datagram) -> None:
     _heard(life, s, changes)
     module = life.world.servers[s].module
     if is_new and module is not None and module.peer != datagram.view:
-        control.take(life, s, PeerHeard(datagram.view))
+        control.hear_peer(life, s, datagram.view)
     if answers:
         speaking.send_pulse(life, s)
 

@@ -213,6 +213,11 @@ def _current(world: World) -> bool:
     return True
 
 
+def saved_before_overwritten(world: World, kind: Kind) -> str | None:
+    """What the losing side of a split brain alone has is saved before a target's copying overwrites it."""
+    return "a copy that lost a split brain was overwritten before it was saved" if world.unsaved else None
+
+
 STATE_CHECKS: tuple[Callable[[World, Kind], str | None], ...] = (
     one_writer,
     one_lineage,
@@ -220,6 +225,7 @@ STATE_CHECKS: tuple[Callable[[World, Kind], str | None], ...] = (
     never_on_a_bad_copy,
     differences_are_logged,
     shown_truly,
+    saved_before_overwritten,
 )
 
 
@@ -230,6 +236,14 @@ def wrong(world: World, kind: Kind) -> str | None:
         if why is not None:
             return f"{check.__name__}: {why}"
     return None
+
+
+def one_copy_stays(world: World) -> str | None:
+    """Both copies inconsistent: nothing that these explorations do may lead to that but the operator."""
+    one, other = (server.record for server in world.servers)
+    if one is None or other is None or world.overridden:
+        return None
+    return "both copies were given up" if one.inconsistent and other.inconsistent else None
 
 
 # ---- 6, looked at by whoever knows which worlds can follow
@@ -268,6 +282,19 @@ def is_operators(world: World) -> bool:
     related = one.generation == other.generation
     related |= one.generation in (other.base, *other.ancestors) or other.generation in (one.base, *one.ancestors)
     return not related and not one.inconsistent and not other.inconsistent
+
+
+def is_split(world: World) -> bool:
+    """A split brain of which no side was chosen yet."""
+    one, other = (server.record for server in world.servers)
+    if one is None or other is None or one.inconsistent or other.inconsistent:
+        return False
+    return one.solo and other.solo and one.generation != other.generation and one.base == other.base is not None
+
+
+def must_end_split(world: World) -> bool:
+    """Where a policy chooses, and both servers are to go on."""
+    return is_split(world) and all(server.wanted and not server.maintenance for server in world.servers)
 
 
 def must_run(world: World) -> bool:

@@ -18,7 +18,7 @@ from hotpair.cluster.simulation.actions import Scope
 from hotpair.cluster.simulation.faults import Plan
 from hotpair.cluster.simulation.pulses import Ear, Paths
 from hotpair.cluster.simulation.watch import Result, Watch
-from hotpair.cluster.simulation.world import World, change, pair_apart, pair_in_sync, settings
+from hotpair.cluster.simulation.world import World, change, pair_apart, pair_in_sync, settings, under_policies
 
 ASK_TIMEOUT_S = 0.9
 RETRY_S = 5.0
@@ -73,6 +73,7 @@ class Life:
             module = self.world.servers[s].module
             if module is not None:
                 self.world = change(self.world, s, module=replace(module, settings=self.settings[s]))
+        self.world = under_policies(self.world, plan.policies)
 
     def schedule(self, key: Key, at_s: float, tracked: bool) -> None:
         self.sequence += 1
@@ -133,4 +134,5 @@ def _settings(plan: Plan, s: int) -> Settings:
         retry_s=RETRY_S,
         preferred=preferred,
         automatic_failback=plan.fails_back,
+        split_brain=plan.policies[s],
     )

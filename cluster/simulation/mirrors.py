@@ -23,6 +23,7 @@ from hotpair.cluster.simulation.world import (
     change,
     clear_queue,
     flush,
+    own_changes,
     send,
 )
 
@@ -160,15 +161,18 @@ def _apply(world: World, s: int, mirror: Mirror, write: int) -> World:
 
 def _begin(world: World, s: int, mirror: Mirror, generation: bytes) -> World:
     """Inconsistent, durably, in the source's generation; then this copy's own log may go [R14]."""
-    own = world.servers[s].record
+    server = world.servers[s]
+    own = server.record
+    if own is not None and own.solo and own.inconsistent:  # it lost a split brain
+        world = world._replace(unsaved=world.unsaved | (own_changes(server) & ~server.salvaged))
     if own is None:
         own = Record(
             generation=generation, last_role="SECOND", inconsistent=True, boot=BOOT, configuration=b"", root=ROOT
         )
     else:
         own = records.begin_reintegration_as_target(own, generation)
-    world = change(world, s, record=own, dirty=0, mirror=replace(mirror, mode=MirrorMode.FILLING, session=False))
-    return send(world, s, "inconsistent")
+    filling = replace(mirror, mode=MirrorMode.FILLING, session=False)
+    return send(change(world, s, record=own, dirty=0, salvaged=0, mirror=filling), s, "inconsistent")
 
 
 def _take_sync(world: World, s: int, mirror: Mirror, source: Record) -> World:

@@ -26,6 +26,7 @@ from hotpair.cluster.module_values import (
     view,
 )
 from hotpair.cluster.record import Record, Side
+from hotpair.cluster.split_brain import MANUAL
 
 NAMES = ("a", "b")
 BOOT = "now"  # a host's boot id; a reboot makes the record's an old one, which is all that is ever compared
@@ -47,7 +48,8 @@ class Server(NamedTuple):
     """`copy`, `volatile`, `dirty` are sets of writes as bits; `held` is the write that waits for its answer, or -1.
 
     module is None while the control plane is dead. Everything from `up` to `held` dies with the host, except record,
-    wanted, maintenance, copy and dirty, which are on its disk; `volatile` is the part of the copy that is not.
+    wanted, maintenance, copy, dirty and salvaged, which are on its disk; `volatile` is the part of the copy that is
+    not. `salvaged`: writes of a copy that was given up, saved to a file.
     """
 
     up: bool
@@ -61,6 +63,7 @@ class Server(NamedTuple):
     copy: int
     volatile: int
     dirty: int
+    salvaged: int = 0
 
 
 class World(NamedTuple):
@@ -69,6 +72,7 @@ class World(NamedTuple):
     `requests`: (server, claim id or look id, claim or None) on the way to the arbiter; `answers` on the way back.
     `overridden`: an operator has chosen a copy, and the data is what was chosen; `forced`: against the arbiter.
     `fresh`: the id of the next generation. An explorer renames it after each action, a simulation gives a new one.
+    `unsaved`: writes of a copy that lost a split brain, overwritten before they were saved.
     """
 
     servers: tuple[Server, Server]
@@ -87,9 +91,10 @@ class World(NamedTuple):
     overridden: bool
     forced: bool
     fresh: bytes = FRESH
+    unsaved: int = 0
 
 
-def settings(kind: Kind, server: int) -> Settings:
+def settings(kind: Kind, server: int, policy: str = MANUAL) -> Settings:
     return Settings(
         pair="p",
         module="m",
@@ -97,6 +102,7 @@ def settings(kind: Kind, server: int) -> Settings:
         peer=NAMES[1 - server],
         kind=kind,
         first=Side.ME if server == 0 else Side.PEER,
+        split_brain=policy,
     )
 
 
@@ -171,6 +177,46 @@ def pair_apart(kind: Kind, faults: int, commands: int) -> World:
     return world._replace(servers=servers, wire=-1, standing=standing, acked=1, written=1)
 
 
+def pair_split(kind: Kind, faults: int, commands: int) -> World:
+    """Both went on alone, each with a write of its own, and are about to hear each other."""
+    world = pair_in_sync(kind, faults, commands)
+    base = first_record(1)
+    for s in (0, 1):
+        own = replace(
+            base,
+            generation=named(2 + s),
+            base=base.generation,
+            ancestors=(base.generation,),
+            term=s,
+            last_role="ALONE",
+            in_sync=False,
+            solo=True,
+        )
+        mirror = Mirror(Role.SOURCE, MirrorMode.ALONE)
+        module = Module(
+            settings=settings(kind, s),
+            record=own,
+            wanted=True,
+            boot=BOOT,
+            state=State.ALONE,
+            mirror=mirror,
+            vm=Vm.ON,
+        )
+        world = put(world, s, Server(True, module, mirror, True, -1, own, True, False, 1 << s, 1 << s, 1 << s))
+    return world._replace(wire=-1, acked=3, written=2)
+
+
+def under_policies(world: World, policies: tuple[str, str]) -> World:
+    """The same, with these split brain policies in the two configurations, known to both."""
+    for s in (0, 1):
+        module = world.servers[s].module
+        if module is not None:
+            peer = None if module.peer is None else replace(module.peer, policy=policies[1 - s])
+            own = replace(module.settings, split_brain=policies[s])
+            world = change(world, s, module=replace(module, settings=own, peer=peer))
+    return world
+
+
 def _world(servers: tuple[Server, Server], wire: int, faults: int, commands: int) -> World:
     return World(
         servers=servers,
@@ -198,6 +244,16 @@ def put(world: World, s: int, server: Server) -> World:
 
 def change(world: World, s: int, **fields: object) -> World:
     return put(world, s, world.servers[s]._replace(**fields))  # type: ignore[arg-type]
+
+
+def own_changes(server: Server) -> int:
+    """The writes of this copy that its own log names."""
+    return server.copy if server.dirty & EVERYTHING else server.copy & server.dirty
+
+
+def changed(server: Server) -> int | None:
+    """How much its log names; None when it says "everything"."""
+    return None if server.dirty & EVERYTHING else server.dirty.bit_count()
 
 
 def send(world: World, s: int, *message: object) -> World:
