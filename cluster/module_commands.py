@@ -174,12 +174,14 @@ _COMMANDS: dict[Command, Callable[[Draft], str]] = {
 
 
 def act_for_checker(draft: Draft, action: Action | None) -> None:
-    """A checker's rule; None lets a held module go on. Under maintenance checkers have no say."""
+    """A checker's rule; None lets a held module go on: also under maintenance, in which checkers have no say, for it is
+    not said again."""
+    if action is None:
+        draft.change(held=False)
+        return
     if draft.module.maintenance:
         return
     match action:
-        case None:
-            draft.change(held=False)
         case Action.STOP:
             _stop(draft)
         case Action.WAIT:
