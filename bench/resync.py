@@ -24,11 +24,9 @@ from bench.results import Results
 from bench.runner import Plan
 from bench.systems.base import Abilities
 from bench.systems.hotpair import Hotpair
-from bench.workloads import MIB, global_options
+from bench.workloads import BLOCK_BYTES, EXTENT_BYTES, MIB, global_options
 
 NAMES = ("full-sync", "reintegration", "p99-in-reintegration")
-EXTENT_BYTES = 4 * MIB
-BLOCK_BYTES = 4096
 FILE = "disk"
 RESYNC_TIMEOUT_S = 300.0
 STATE_TIMEOUT_S = 60.0

@@ -12,6 +12,8 @@ from bench.systems.base import COLD, DATA, SPARSE, Abilities
 MIB = 1 << 20
 GIB = 1 << 30
 READERS = 16
+BLOCK_BYTES = 4096  # the smallest that is written
+EXTENT_BYTES = 4 * MIB  # what one mark of the dirty log covers
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,17 @@ def reader_options(count: int, seed: int) -> list[str]:
 
 
 def fill_options(abilities: Abilities, name: str, size: int) -> list[list[str]]:
-    """Write a whole file once, untimed; the part that is written in small pieces not in large ones (see above)."""
+    """Write a file once, untimed; the part that is written in small pieces not in large ones (see above).
+
+    Of the sparse file each extent is touched.
+    """
     common = [f"--ioengine={abilities.engine}", f"--direct={int(abilities.direct)}", "--name=fill"]
     common += ["--invalidate=0", "--refill_buffers"]
     large = ["--rw=write", "--bs=1m", "--iodepth=8"]
     if name == SPARSE:  # one write to each extent: as with the other file, the first touch of each is behind it
-        touched = size // (4 * MIB) * 4096
-        return [[*common, "--rw=write:4092k", "--bs=4k", "--iodepth=16", f"--size={size}", f"--io_size={touched}"]]
+        rest_kib, touched = (EXTENT_BYTES - BLOCK_BYTES) >> 10, size // EXTENT_BYTES * BLOCK_BYTES
+        steps = [f"--rw=write:{rest_kib}k", f"--bs={BLOCK_BYTES}", "--iodepth=16"]
+        return [[*common, *steps, f"--size={size}", f"--io_size={touched}"]]
     if name != DATA:
         return [[*common, *large, f"--size={size}"]]
     return [[*common, "--rw=write", "--bs=16k", "--iodepth=16", *_SMALL], [*common, *large, *_LARGE]]

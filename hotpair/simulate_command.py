@@ -137,15 +137,16 @@ def _many(kind: Kind, given: argparse.Namespace) -> int:
         progress = stack.enter_context(Progress(*columns, console=Console(stderr=True)))
         task = progress.add_task(kind.value, total=given.seeds)
         for result in results:
+            advance = 1
             if isinstance(result, Lost):
                 lost.append(result)
+                advance = len(result.seeds)
             else:
                 summary.add(result)
                 if out is not None:
                     out.write(json.dumps(asdict(result)) + "\n")
             wrong = f": {len(summary.wrong)} wrong" if summary.wrong else ""
             missing = f", {sum(len(one.seeds) for one in lost)} lost" if lost else ""
-            advance = len(result.seeds) if isinstance(result, Lost) else 1
             progress.update(task, advance=advance, description=f"{kind.value}{wrong}{missing}")
     _print_summary(summary, kind, time.monotonic() - began)
     for failing in sorted(summary.wrong, key=lambda result: result.seed)[:MOST_SHOWN]:

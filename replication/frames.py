@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import IntEnum
 from struct import Struct
-from typing import Any
+from typing import Any, Final
 
 import msgpack
 
@@ -76,6 +76,8 @@ class Kind(IntEnum):
     # Either way, before the connection ends
     REFUSED = 63
 
+
+APPLIED: Final = int(Kind.APPLIED)  # for each operation: looking at an enumeration costs more than the comparison
 
 # Number of elements, the kind included; a frame with another number is refused.
 FIELDS: dict[int, tuple[str, ...]] = {

@@ -334,7 +334,9 @@ class Reintegration:
     def _read_more(self) -> None:
         """Give the helper as many chunks as there are slots, while the link keeps up."""
         source = self._source
-        while self._slots and self._queue and len(source.out) < 4 and self._may_begin():
+        while self._slots and self._queue and len(source.out) < 4:
+            if not self.pace.may_begin(CHUNKS_IN_WORK - len(self._slots)):
+                break
             job = self._queue[0]
             if job.cancelled or (job.fd < 0 and not self._open(job)):
                 self._queue.popleft()
@@ -436,9 +438,6 @@ class Reintegration:
             self._extents_copied(job, (read_until >> self._source.shift) - 1)
         if not job.in_work and (job.cancelled or not job.ranges) and (not self._queue or self._queue[0] is not job):
             self._close(job)
-
-    def _may_begin(self) -> bool:
-        return self.pace.may_begin(CHUNKS_IN_WORK - len(self._slots))
 
     # --- the end --------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from hotpair.replication import dirty_log, frames
 from hotpair.replication.clean_stop import identities, whole_files
 from hotpair.replication.clean_stop_io import remove_table
 from hotpair.replication.errors import LinkLost, ProtocolError
-from hotpair.replication.frames import LENGTH, Kind
+from hotpair.replication.frames import APPLIED, LENGTH, Kind
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import (
     MAX_MESSAGE,
@@ -51,7 +51,6 @@ SENT_BEFORE: Final = frozenset({Kind.FLUSHED, Kind.CHECKED})  # their number is 
 STRUCTURED: Final = frozenset({Kind.WELCOME, Kind.WANTED, Kind.COMPARED, Kind.NAMES, Kind.HANDED_OVER})
 MALFORMED: Final = (LookupError, TypeError, ValueError, AttributeError)  # what fields of other types raise
 UNANSWERED: Final = " before it answered: do both servers have TLS, and each other's authority?"
-APPLIED: Final = int(Kind.APPLIED)  # looking at an enumeration costs more than the whole comparison
 RECEIVE_BYTES: Final = 64 << 10
 GREETING_S: Final = 2.0  # a verdict by time waits so long for the answer to a hello
 

@@ -19,7 +19,7 @@ from typing import Any, Final
 from hotpair.replication import frames, linux_io
 from hotpair.replication.errors import ProtocolError, TargetFailed
 from hotpair.replication.flusher_io import Flusher
-from hotpair.replication.frames import LENGTH, Kind
+from hotpair.replication.frames import APPLIED, LENGTH, Kind
 from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, RECEIVE_BUFFER, SEND_HIGH_WATER
 from hotpair.replication.objects_io import (
     PRIVATE_NAME,
@@ -52,7 +52,6 @@ MALFORMED: Final = (
 )
 
 unpack_length = LENGTH.unpack_from
-APPLIED: Final = int(Kind.APPLIED)
 unpack = frames.unpack
 decode = frames.decode
 

@@ -67,6 +67,15 @@ def alone_with_all_extents_marked(pair: MirrorPair, link: Link) -> None:
     set_ceiling(pair, RATE)
 
 
+def half_reintegrated(pair: MirrorPair, link: Link) -> None:
+    alone_with_all_extents_marked(pair, link)
+    before = sent(pair)
+    link.allow()
+    wait_until(lambda: sent(pair) - before > SIZE // 2, "half is sent", 60)
+    set_ceiling(pair, SLOW)
+    wait_until(lambda: status(pair.source_state)["dirty_extents"] < EXTENTS * 7 // 8, "what was sent is flushed", 60)
+
+
 def reintegrated(pair: MirrorPair, before: int, least: int, most: int) -> None:
     """To the end, with so many bytes."""
     set_ceiling(pair, 0)
@@ -92,12 +101,7 @@ def test_link_cut_at_half(linked: tuple[MirrorPair, Link]) -> None:
 @pytest.mark.timeout(120)
 def test_target_killed_at_half(linked: tuple[MirrorPair, Link]) -> None:
     pair, link = linked
-    alone_with_all_extents_marked(pair, link)
-    before = sent(pair)
-    link.allow()
-    wait_until(lambda: sent(pair) - before > SIZE // 2, "half is sent", 60)
-    set_ceiling(pair, SLOW)
-    wait_until(lambda: status(pair.source_state)["dirty_extents"] < EXTENTS * 7 // 8, "what was sent is flushed", 60)
+    half_reintegrated(pair, link)
     pair.kill_target()
     wait_until(lambda: not status(pair.source_state)["linked"], "the link is lost")
     before = sent(pair)
@@ -109,12 +113,7 @@ def test_target_killed_at_half(linked: tuple[MirrorPair, Link]) -> None:
 def test_source_killed_at_half(linked: tuple[MirrorPair, Link]) -> None:
     """What the log on disk says is what counts."""
     pair, link = linked
-    alone_with_all_extents_marked(pair, link)
-    before = sent(pair)
-    link.allow()
-    wait_until(lambda: sent(pair) - before > SIZE // 2, "half is sent", 60)
-    set_ceiling(pair, SLOW)
-    wait_until(lambda: status(pair.source_state)["dirty_extents"] < EXTENTS * 7 // 8, "what was sent is flushed", 60)
+    half_reintegrated(pair, link)
     pair.kill_source()
     pair.abort()
     pair.start_source()

@@ -351,10 +351,7 @@ def perform(world: World, action: Action, scope: Scope) -> World:
         world = world._replace(answers=_without(world.answers, (s, action.argument)))
     module = world.servers[s].module or Module(settings=settings(scope.kind, s, scope.policy))
     module, effects = step(module, event, Now(0.0, world.fresh))
-    if action.name == "command" and action.argument in _OVERRIDES and _is_accepted(effects):
-        forced = world.forced or action.argument is Command.PRIM_FORCE
-        world = world._replace(overridden=True, forced=forced)
-    world = change(world, s, module=module)
+    world = change(overridden(world, event, effects), s, module=module)
     done = 0
     for effect in effects:
         if done == action.cut:
@@ -378,8 +375,13 @@ def pay(world: World, sort: Sort) -> World:
 _OVERRIDES = (Command.PRIM, Command.PRIM_FORCE, Command.SECOND, Command.SECOND_FULL)
 
 
-def _is_accepted(effects: tuple[Effect, ...]) -> bool:
-    return any(isinstance(effect, Reply) and effect.accepted for effect in effects)
+def overridden(world: World, event: Event, effects: tuple[Effect, ...]) -> World:
+    """The same world; if an operator just decided in the protocol's place, that is on record."""
+    if not isinstance(event, Commanded) or event.command not in _OVERRIDES:
+        return world
+    if not any(isinstance(effect, Reply) and effect.accepted for effect in effects):
+        return world
+    return world._replace(overridden=True, forced=world.forced or event.command is Command.PRIM_FORCE)
 
 
 def cuts(world: World, action: Action, scope: Scope) -> Iterator[Action]:
@@ -434,7 +436,7 @@ def _happen(world: World, action: Action, scope: Scope) -> World:
         case "arbiter heals":
             return world._replace(arbiter_up=True)
         case "arbiter":
-            return _arbitrate(world, s, action.argument, scope)
+            return arbitrate(world, s, action.argument, scope)
     raise AssertionError(action)
 
 
@@ -464,7 +466,7 @@ def _without(
     return tuple(kept)
 
 
-def _arbitrate(world: World, s: int, request: object, scope: Scope) -> World:
+def arbitrate(world: World, s: int, request: object, scope: Scope) -> World:
     """The arbiter takes a request; the answer is on its way."""
     requests = list(world.requests)
     requests.remove((s, request))

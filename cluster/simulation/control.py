@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from hotpair.cluster.arbitration import Claim, keeps_epochs
@@ -62,11 +61,8 @@ def take(life: Life, s: int, event: Event) -> None:
     if life.tell is not None and effects:
         names = ", ".join(telling.name(effect) for effect in effects)
         life.say(f"{NAMES[s]}: {telling.name(event)} -> {module.state.value}: {names}")
-    if isinstance(event, Commanded) and event.command in actions._OVERRIDES and actions._is_accepted(effects):
-        forced = life.world.forced or event.command is Command.PRIM_FORCE
-        life.world = life.world._replace(overridden=True, forced=forced)
-        life.result.overridden = True
-    life.world = change(life.world, s, module=module)
+    life.world = change(actions.overridden(life.world, event, effects), s, module=module)
+    life.result.overridden |= life.world.overridden
     death = life.death[s]
     material = sum(isinstance(effect, MATERIAL) for effect in effects)
     if death is not None and life.now > death[3]:
@@ -161,8 +157,8 @@ def boot(life: Life, s: int) -> None:
 def start(life: Life, s: int) -> None:
     server = life.world.servers[s]
     speaking.begin_ear(life, s)
-    begins = Started(server.record, server.wanted, server.maintenance, BOOT, server.mirror, life.vm(s))
-    take(life, s, replace(begins, bytes_changed=_number(life, s)))
+    number = _number(life, s)
+    take(life, s, Started(server.record, server.wanted, server.maintenance, BOOT, server.mirror, life.vm(s), number))
 
 
 def _arbiter_delay(life: Life) -> tuple[float, float]:
@@ -183,7 +179,7 @@ def arbiter_decides(life: Life, s: int, request: Claim | Look) -> None:
             kept = tuple(other for other in life.world.requests if other != (s, request))
             life.world = life.world._replace(requests=kept)
         return
-    life.world = actions._arbitrate(life.world, s, request, life.scope)
+    life.world = actions.arbitrate(life.world, s, request, life.scope)
     answer = life.world.answers[-1][1]
     life.soon(*_arbiter_delay(life), "answer", s, answer)
     if life.arbiter_slow:

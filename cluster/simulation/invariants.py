@@ -51,10 +51,7 @@ def one_writer(world: World, kind: Kind) -> str | None:
 
 def one_lineage(world: World, kind: Kind) -> str | None:
     """1: where an arbiter keeps epochs, two copies never both go on alone from the same data, written to or not."""
-    a, b = (server.record for server in world.servers)
-    if not keeps_epochs(kind) or world.overridden or a is None or b is None or a.inconsistent or b.inconsistent:
-        return None
-    if a.solo and b.solo and a.generation != b.generation and a.base is not None and a.base == b.base:
+    if keeps_epochs(kind) and not world.overridden and is_split(world):
         return "both servers went on alone from the same data"
     return None
 

@@ -129,10 +129,9 @@ class Life:
 def _settings(plan: Plan, s: int) -> Settings:
     preferred = (Side.ME if s == 0 else Side.PEER) if plan.fails_back else Side.NOBODY
     return replace(
-        settings(plan.kind, s),
+        settings(plan.kind, s, plan.policies[s]),
         ask_timeout_s=ASK_TIMEOUT_S,
         retry_s=RETRY_S,
         preferred=preferred,
         automatic_failback=plan.fails_back,
-        split_brain=plan.policies[s],
     )
