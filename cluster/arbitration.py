@@ -38,6 +38,7 @@ class Purpose(Enum):
     GO_ALONE = "go alone"  # live when the link broke: PRIM frozen, or SECOND in sync
     START_ALONE = "start alone"  # restarted with a copy in sync, no peer: it may have gone on
     SOLO_START = "solo start"  # restarted with a solo copy, no peer
+    SETTLE = "settle"  # PRIM, its peer in sync: no claim made before this one is to be granted any more
     OPERATOR = "prim"
     OPERATOR_FORCED = "prim --force"  # the operator asserts that the peer is off
 
@@ -59,6 +60,7 @@ _BY_EPOCH = {
     Purpose.GO_ALONE: Asked.NEXT,
     Purpose.START_ALONE: Asked.NEXT,
     Purpose.SOLO_START: Asked.NEXT,  # [R13]
+    Purpose.SETTLE: Asked.NEXT,  # [R6]
     Purpose.OPERATOR: Asked.TAKE,
     Purpose.OPERATOR_FORCED: Asked.SEIZE,
 }
@@ -70,6 +72,7 @@ def _without_epoch(live: Asked) -> dict[Purpose, Asked]:
         Purpose.GO_ALONE: live,
         Purpose.START_ALONE: Asked.NEVER,
         Purpose.SOLO_START: Asked.NOT_ASKED,
+        Purpose.SETTLE: Asked.NOT_ASKED,
         Purpose.OPERATOR: Asked.NOT_ASKED,
         Purpose.OPERATOR_FORCED: Asked.NOT_ASKED,
     }

@@ -85,11 +85,24 @@ class Draft:
 
     def forget_questions(self) -> None:
         """Answers that come now are late, and ignored [R6]."""
+        self.unsettle()
         module = self.module
         if module.asking is not None:
             self.do(CancelTimer(Timer.ANSWER))
-        if module.asking or module.request or module.yields or module.looking or module.agreed:
-            self.change(asking=None, request=None, yields=None, looking=None, agreed=False)
+        if module.asking or module.request or module.yields:
+            self.change(asking=None, request=None, yields=None)
+
+    def unsettle(self) -> None:
+        """Nothing is known of the arbiter's epoch any more, or it has to be moved on again [R6]."""
+        module = self.module
+        claim = module.asking
+        if claim is not None and claim.purpose is Purpose.SETTLE:
+            self.do(CancelTimer(Timer.ANSWER))
+            self.change(asking=None)
+        if module.looking is not None:
+            self.do(CancelTimer(Timer.ANSWER))
+        if module.looking or module.agreed or module.settled is not None:
+            self.change(looking=None, agreed=False, settled=None)
 
     def because(self, reason: Reason) -> None:
         if self.module.reason is not reason:
@@ -157,7 +170,9 @@ class Draft:
         )
         self.do(Ask(claim))
         self.do(SetTimer(Timer.ANSWER, settings.ask_timeout_s))
-        self.change(asking=claim, reason=Reason.ASKING)
+        self.change(asking=claim)
+        if purpose is not Purpose.SETTLE:  # nothing waits for that
+            self.because(Reason.ASKING)
 
     def go_alone(self, epoch: int | None, *, is_forced: bool = False) -> None:
         """Ask, make the generation durable, then tell [R3]: the new record is on disk before anything is released.

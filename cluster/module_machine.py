@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from hotpair.cluster import module_rules as rules
-from hotpair.cluster.arbitration import Comparison, Purpose, Verdict
+from hotpair.cluster.arbitration import Answer, Comparison, Purpose, Verdict
 from hotpair.cluster.module_commands import act_for_checker, obey
 from hotpair.cluster.module_draft import Draft
 from hotpair.cluster.module_events import (
@@ -38,7 +38,7 @@ from hotpair.cluster.module_events import (
     TimerFired,
     VmReported,
 )
-from hotpair.cluster.module_running import alone_state, give_way, prim_state
+from hotpair.cluster.module_running import alone_state, give_way, look, prim_state
 from hotpair.cluster.module_values import MirrorMode, Module, Plan, Reason, Role, State, Vm
 from hotpair.cluster.module_waiting import leave, second_state, stop_state, stopped, wait_state
 
@@ -159,13 +159,11 @@ def hear_mirror(draft: Draft, event: MirrorReported) -> None:
     """The mirror's report, and the record as it has durably written it."""
     mirror, own = event.mirror, event.record
     before = draft.module.mirror
-    if (
-        not (mirror is not None and mirror.linked and mirror.in_sync)
-        or draft.module.record != own
-        or before is None
-        or not before.in_sync
-    ):
-        draft.change(agreed=False, looking=None)
+    is_in_sync = mirror is not None and mirror.linked and mirror.in_sync
+    if not is_in_sync or before is None or not before.in_sync:
+        draft.unsettle()
+    elif draft.module.record != own:
+        draft.change(agreed=False)
     live = own is not None and own.in_sync and (draft.module.live or (mirror is not None and mirror.session))
     draft.change(mirror=mirror, record=own, live=live, bytes_changed=event.bytes_changed)
 
@@ -185,19 +183,30 @@ def take_answer(draft: Draft, event: Answered) -> None:
         return
     draft.do(CancelTimer(Timer.ANSWER))
     draft.change(asking=None)
+    if claim.purpose is Purpose.SETTLE:
+        _take_settled(draft, verdict, event.answer)
+        return
     if verdict in (Verdict.GRANTED, Verdict.WITHOUT, Verdict.OVERRIDDEN):
         _granted(draft, claim.purpose, event.answer.epoch if verdict is Verdict.GRANTED else None)
         return
     own = rules.after_refusal(module.record, event.answer)
     if own != module.record and own is not None and module.mirror is None:
         draft.store(own)
-    if verdict is Verdict.UNREACHABLE:
-        draft.because(Reason.ARBITER_UNREACHABLE)
-    else:
-        reason = Reason.ARBITER_BEHIND if verdict is Verdict.BEHIND else Reason.ARBITER_REFUSED
-        if module.state is State.PRIM:
-            give_way(draft, reason)
-        draft.because(reason)
+    reason = _NOT_GRANTED[verdict]
+    if module.state is State.PRIM and verdict is not Verdict.UNREACHABLE:
+        give_way(draft, reason)
+    _try_later(draft, reason)
+
+
+_NOT_GRANTED = {
+    Verdict.REFUSED: Reason.ARBITER_REFUSED,
+    Verdict.BEHIND: Reason.ARBITER_BEHIND,
+    Verdict.UNREACHABLE: Reason.ARBITER_UNREACHABLE,
+}
+
+
+def _try_later(draft: Draft, reason: Reason) -> None:
+    draft.because(reason)
     draft.change(refused=True)
     draft.retry_later()
 
@@ -210,33 +219,37 @@ def _granted(draft: Draft, purpose: Purpose, epoch: int | None) -> None:
         draft.go_alone(epoch, is_forced=purpose is Purpose.OPERATOR_FORCED)
 
 
+def _take_settled(draft: Draft, verdict: Verdict, answer: Answer) -> None:
+    """The arbiter has moved on in our name: nothing asked before can be granted any more. Or it had moved on before:
+    the pair goes there, and asks again from there. The server that it names records its epoch first [R6]."""
+    module = draft.module
+    own, mirror = module.record, module.mirror
+    if own is None or mirror is None or mirror.agreeing:
+        return
+    if verdict is Verdict.GRANTED:
+        draft.change(settled=answer.epoch)
+    elif verdict is not Verdict.REFUSED or answer.epoch is None or answer.epoch <= own.epoch:
+        _try_later(draft, Reason.ARBITER_BEHIND if verdict is Verdict.BEHIND else Reason.ARBITER_AWAY)
+        return
+    assert answer.epoch is not None
+    draft.do(Agree(own, answer.epoch, answer.holder != module.settings.peer))
+    draft.change(mirror=replace(mirror, agreeing=True))
+
+
 def take_look(draft: Draft, event: Looked) -> None:
-    """Epoch agreement [R6]: the server that the arbiter names records the epoch first, then the other."""
+    """Whether the arbiter still stands where the pair does; if not, agreement begins anew [R6]."""
     module = draft.module
     if module.looking is None or event.request_id != module.looking or module.record is None:
         return
     draft.do(CancelTimer(Timer.ANSWER))
     draft.change(looking=None)
-    standing = event.standing
-    if standing is None:
-        draft.change(refused=True)
-        draft.retry_later()
-        return
-    compared = rules.agreement(module.record, standing)
-    if compared is Comparison.ARBITER_BEHIND:
-        draft.because(Reason.ARBITER_BEHIND)
-        draft.change(refused=True)
-        draft.retry_later()
-        return
-    peer = module.peer.record if module.peer is not None else None
-    same = peer is not None and (peer.generation, peer.epoch) == (module.record.generation, module.record.epoch)
-    if compared is Comparison.EQUAL and same:
-        draft.change(agreed=True)
+    if event.standing is None:
+        draft.unsettle()  # what is not known to be granted is not shown green
+        _try_later(draft, Reason.ARBITER_AWAY)
+    elif rules.agreement(module.record, event.standing) is Comparison.EQUAL:
         draft.do(SetTimer(Timer.AGREEMENT, module.settings.agreement_s))
-        return
-    if module.mirror is not None and not module.mirror.agreeing:
-        draft.do(Agree(module.record, standing.epoch, standing.holder != module.settings.peer))
-        draft.change(mirror=replace(module.mirror, agreeing=True))
+    else:
+        draft.unsettle()
 
 
 def hear_timer(draft: Draft, event: TimerFired) -> None:
@@ -250,10 +263,12 @@ def hear_timer(draft: Draft, event: TimerFired) -> None:
                 draft.change(asking=None)
                 _granted(draft, claim.purpose, None)
             elif claim is not None or draft.module.looking is not None:
-                draft.change(asking=None, looking=None, refused=True, reason=Reason.ARBITER_UNREACHABLE)
-                draft.retry_later()
+                serves = claim is None or claim.purpose is Purpose.SETTLE
+                draft.unsettle()
+                draft.change(asking=None)
+                _try_later(draft, Reason.ARBITER_AWAY if serves else Reason.ARBITER_UNREACHABLE)
         case Timer.AGREEMENT:
-            draft.change(agreed=False)
+            look(draft)
         case Timer.LEAVE:
             if draft.module.plan is Plan.LEAVE:
                 draft.set_plan(Plan.STOP)

@@ -250,6 +250,12 @@ def outdated_after_leaving(own: Record, is_acknowledged: bool) -> Record:
     return record.mark_outdated(own) if is_acknowledged else own
 
 
+def is_settled(module: Module) -> bool:
+    """Nothing that was asked before this connection can be granted any more [R6]."""
+    assert module.record is not None
+    return not arbitration.keeps_epochs(module.settings.kind) or module.settled == module.record.epoch
+
+
 def agreement(own: Record, standing: Standing) -> arbitration.Comparison:
     """The pair's epoch beside the arbiter's [R6]."""
     return arbitration.compare(own.epoch, standing)

@@ -139,7 +139,9 @@ def _frozen(draft: Draft) -> None:
         give_way(draft, Reason.OUTDATED)
         return
     if module.request is None:
-        draft.change(request=draft.fresh(), agreed=False, looking=None)
+        draft.unsettle()
+        draft.change(request=draft.fresh(), refused=False)  # this question is a new one
+        module = draft.module
     if rules.linked(module):
         return  # a hello is under way: the target is about to be inconsistent
     if peer is not None and rules.is_consent(module, peer):
@@ -154,26 +156,42 @@ _HANDING_OVER = (Plan.HANDING_OVER, Plan.HANDING_OVER_TO_STOP)
 def _paired(draft: Draft) -> None:
     """The link is there."""
     module = draft.module
-    if module.asking is not None or module.request is not None:
+    asks_to_run = module.asking is not None and module.asking.purpose is not Purpose.SETTLE
+    if asks_to_run or module.request is not None:
         draft.forget_questions()
     if module.plan is not None:
         _plan_paired(draft, module.plan)
         return
-    draft.because(Reason.NOTHING)
+    if not module.refused:  # else the reason says what the arbiter answered
+        draft.because(Reason.NOTHING)
     draft.start_vm()
     agree(draft)
     _fail_back(draft)
 
 
 def agree(draft: Draft) -> None:
-    """Epoch agreement: not green before the arbiter's epoch is the pair's [R6]."""
+    """Epoch agreement: not green before the arbiter has moved on in our name, and both records are there [R6].
+
+    Looking where it stands would not do: a claim of before, held up on its way, could move it after the look.
+    """
     module = draft.module
-    mirror = module.mirror
-    if mirror is None or not mirror.in_sync or mirror.agreeing or module.agreed:
+    own, mirror = module.record, module.mirror
+    if own is None or mirror is None or not mirror.in_sync or mirror.agreeing or module.agreed:
         return
-    if not keeps_epochs(module.settings.kind):
-        draft.change(agreed=True)
-    elif module.looking is None and not module.refused:
+    if rules.is_settled(module):
+        peer = module.peer.record if module.peer is not None else None
+        if peer is not None and (peer.generation, peer.epoch) == (own.generation, own.epoch):
+            draft.change(agreed=True)
+            if keeps_epochs(module.settings.kind):
+                draft.do(SetTimer(Timer.AGREEMENT, module.settings.agreement_s))
+    elif module.asking is None and not module.refused:
+        draft.ask(Purpose.SETTLE)
+
+
+def look(draft: Draft) -> None:
+    """Now and then: does the arbiter still stand where the pair does? Green stays until something else is known."""
+    module = draft.module
+    if module.agreed and module.looking is None and keeps_epochs(module.settings.kind):
         draft.do(Look(draft.fresh()))
         draft.do(SetTimer(Timer.ANSWER, module.settings.ask_timeout_s))
         draft.change(looking=draft.fresh())
@@ -214,7 +232,8 @@ def _plan_paired(draft: Draft, plan: Plan) -> None:
     elif mirror.in_sync and mirror.linked:
         draft.do(HandOver())
         draft.set_plan(Plan.HANDING_OVER if plan is Plan.SWAP else Plan.HANDING_OVER_TO_STOP)
-        draft.change(agreed=False, looking=None, mirror=replace(mirror, asked=True))
+        draft.unsettle()
+        draft.change(mirror=replace(mirror, asked=True))
     elif plan is Plan.SWAP:
         draft.set_plan(None)
         draft.start_vm()

@@ -169,6 +169,7 @@ class Reason(Enum):
     ASKING = "Asking arbitration."
     ARBITER_REFUSED = "Arbitration refused: the peer was granted to go on. Waiting for the peer, or prim."
     ARBITER_UNREACHABLE = "The arbiter cannot be reached; asking again. Waiting for the peer, or prim."
+    ARBITER_AWAY = "The arbiter cannot be reached: neither server could go on alone. Asking again."
     ARBITER_BEHIND = "ALARM: the arbiter's epoch is lower than the pair's: it was restored from a backup."
     NOT_ASKED = "The peer may have gone on, and this kind of arbitration cannot know: waiting for the peer, or prim."
     PEER_NEWER = "The peer is stopped and has newer data: start it there, or prim."
@@ -220,7 +221,8 @@ class Module:
     consent        id of the peer's question that we have answered with yes
     yields         id of our question whether to give this copy up, after a split brain
     keeps          id of the peer's such question that we have answered with yes
-    agreed         the arbiter's epoch was found to be the pair's in this connection [R6]
+    settled        the epoch to which the arbiter was moved in our name in this connection: no older claim counts [R6]
+    agreed         both records have that epoch, and since then the arbiter was not found at another one [R6]
     looking        id of the look at the arbiter's epoch that is being waited for
     held           a checker holds the module in WAIT
     refused        arbitration did not grant: asked again when the timer fires, or when the peer was heard in between
@@ -240,6 +242,7 @@ class Module:
     asking: Claim | None = None
     request: bytes | None = None
     consent: bytes | None = None
+    settled: int | None = None
     agreed: bool = False
     looking: bytes | None = None
     plan: Plan | None = None

@@ -89,10 +89,6 @@ def never(*_arguments: Any) -> bool:
     return False
 
 
-def epochs_are_not_compared(own: Record, standing: Any) -> Any:
-    return arbitration.Comparison.EQUAL
-
-
 def kept_as_far_as_one_knows(module: Any, view: Any) -> bool:
     return True
 
@@ -112,7 +108,7 @@ LEFT_OUT = (
     LeftOut("R2", ((rules, "after_refusal", epoch_of_a_refusal),), scope("network"), 1),
     LeftOut("R4", ((record, "meet", base_is_not_looked_at),), scope("crash"), 1),
     LeftOut("R5", ((rules, "verdict", refusal_counts_as_grant),), scope("network"), 1),
-    LeftOut("R6 epoch agreement", ((rules, "agreement", epochs_are_not_compared),), scope("network"), 1),
+    LeftOut("R6 epoch agreement", ((rules, "is_settled", always),), scope("network"), 1),
     LeftOut("R8", ((rules, "may_yield", never),), scope("arbiter", commands=(Command.STOP,)), 1, 1),
     LeftOut(
         "R9",

@@ -72,13 +72,13 @@ class Memory:
 
 NEXT, TAKE, SEIZE, FREE, NEVER = Asked.NEXT, Asked.TAKE, Asked.SEIZE, Asked.NOT_ASKED, Asked.NEVER
 SPECIFIED = {
-    #             go alone        start alone  solo start  prim  prim --force
-    Kind.WITNESS: (NEXT, NEXT, NEXT, TAKE, SEIZE),
-    Kind.ETCD: (NEXT, NEXT, NEXT, TAKE, SEIZE),
-    Kind.FENCE: (Asked.PEER_OFF, NEVER, FREE, FREE, FREE),
-    Kind.PING: (Asked.ADDRESS, NEVER, FREE, FREE, FREE),
-    Kind.NONE: (Asked.NOTHING, NEVER, FREE, FREE, FREE),
-    Kind.MANUAL: (NEVER, NEVER, FREE, FREE, FREE),
+    #             go alone        start alone  solo start  settle  prim  prim --force
+    Kind.WITNESS: (NEXT, NEXT, NEXT, NEXT, TAKE, SEIZE),
+    Kind.ETCD: (NEXT, NEXT, NEXT, NEXT, TAKE, SEIZE),
+    Kind.FENCE: (Asked.PEER_OFF, NEVER, FREE, FREE, FREE, FREE),
+    Kind.PING: (Asked.ADDRESS, NEVER, FREE, FREE, FREE, FREE),
+    Kind.NONE: (Asked.NOTHING, NEVER, FREE, FREE, FREE, FREE),
+    Kind.MANUAL: (NEVER, NEVER, FREE, FREE, FREE, FREE),
 }
 
 

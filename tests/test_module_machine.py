@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from hotpair.cluster.arbitration import Answer, Kind, Purpose
+from hotpair.cluster.arbitration import Answer, Kind, Purpose, Standing
 from hotpair.cluster.module_document import document
 from hotpair.cluster.module_events import (
     DURABLE,
     EVENTS,
+    Agree,
     Answered,
     Ask,
     Command,
@@ -20,6 +21,8 @@ from hotpair.cluster.module_events import (
     Event,
     GoAlone,
     HandOver,
+    Look,
+    Looked,
     MirrorReported,
     Now,
     PeerHeard,
@@ -38,7 +41,7 @@ from hotpair.cluster.module_events import (
 )
 from hotpair.cluster.module_machine import FORBIDDEN, IGNORED, TABLE, step
 from hotpair.cluster.module_states import STATES, TRANSITIONS
-from hotpair.cluster.module_values import Mirror, MirrorMode, Module, PeerView, Plan, Reason, Role, State, Vm
+from hotpair.cluster.module_values import Mirror, MirrorMode, Module, PeerView, Plan, Reason, Role, State, Vm, ready
 from hotpair.cluster.record import Record
 from hotpair.cluster.simulation.world import BOOT, first_record, named, settings
 
@@ -362,3 +365,101 @@ def test_a_module_that_was_refused_tries_again_by_a_timer() -> None:
     assert module.refused and SetTimer(Timer.RETRY, 5.0) in effects
     module, effects = run(module, TimerFired(Timer.RETRY))
     assert Ask in kinds(effects)
+
+
+# ---- epoch agreement [R6]
+
+
+def at_epoch(record: Record, epoch: int) -> Record:
+    return replace(record, epoch=epoch)
+
+
+def settled(epoch: int = 4) -> Module:
+    """PRIM that has just moved the arbiter on to this epoch, and has been told that both records are there."""
+    module, effects = run(prim(agreed=False, record=at_epoch(IN_SYNC, epoch - 1)), TimerFired(Timer.RETRY))
+    claim = asked(effects)
+    assert (claim.claim.purpose, claim.claim.epoch) == (Purpose.SETTLE, epoch - 1)
+    own = at_epoch(IN_SYNC, epoch)
+    return run(
+        module,
+        answer(claim, granted=True, epoch=epoch),
+        MirrorReported(PAIRED_SOURCE, own),
+        PeerHeard(view(State.SECOND, at_epoch(SECOND_RECORD, epoch))),
+    )[0]
+
+
+def test_prim_is_green_when_its_own_claim_has_passed_all_older_ones() -> None:
+    module, effects = run(prim(agreed=False), TimerFired(Timer.RETRY))
+    claim = asked(effects)
+    module, effects = run(module, answer(claim, granted=True, epoch=1))
+    assert Agree(IN_SYNC, 1, True) in effects
+    assert not ready(module)
+    module, _ = run(module, MirrorReported(PAIRED_SOURCE, at_epoch(IN_SYNC, 1)))
+    assert not ready(module), "the peer's record is not known to be there yet"
+    module, effects = run(module, PeerHeard(view(State.SECOND, at_epoch(SECOND_RECORD, 1))))
+    assert ready(module)
+    assert SetTimer(Timer.AGREEMENT, module.settings.agreement_s) in effects
+
+
+def test_the_pair_follows_an_arbiter_that_is_ahead_and_asks_again_from_there() -> None:
+    module, effects = run(prim(agreed=False), TimerFired(Timer.RETRY))
+    module, effects = run(module, answer(asked(effects), granted=False, epoch=7, holder="b"))
+    assert Agree(IN_SYNC, 7, False) in effects, "the server that the arbiter names records it first"
+    module, effects = run(module, MirrorReported(PAIRED_SOURCE, at_epoch(IN_SYNC, 7)))
+    assert asked(effects).claim.epoch == 7
+    assert not ready(module)
+
+
+def test_an_arbiter_that_is_behind_is_an_alarm() -> None:
+    module, effects = run(prim(agreed=False, record=at_epoch(IN_SYNC, 5)), TimerFired(Timer.RETRY))
+    module, _ = run(module, answer(asked(effects), granted=False, epoch=2, holder="a"))
+    assert module.reason is Reason.ARBITER_BEHIND
+    assert module.state is State.PRIM and module.vm is Vm.ON and not ready(module)
+
+
+def test_green_does_not_flicker_while_the_arbiter_is_looked_at() -> None:
+    module, effects = run(settled(4), TimerFired(Timer.AGREEMENT))
+    look = next(effect for effect in effects if isinstance(effect, Look))
+    assert ready(module)
+    module, effects = run(module, Looked(look.request_id, Standing(4, "a")))
+    assert ready(module)
+    assert SetTimer(Timer.AGREEMENT, module.settings.agreement_s) in effects
+
+
+@pytest.mark.parametrize("standing", [Standing(5, "b"), Standing(3, "a")], ids=["moved on", "restored from a backup"])
+def test_an_arbiter_found_elsewhere_is_asked_at_once(standing: Standing) -> None:
+    module, effects = run(settled(4), TimerFired(Timer.AGREEMENT))
+    look = next(effect for effect in effects if isinstance(effect, Look))
+    module, effects = run(module, Looked(look.request_id, standing))
+    assert asked(effects).claim.epoch == 4
+    assert not ready(module)
+
+
+@pytest.mark.parametrize("how", ["said", "silent"])
+def test_an_arbiter_that_cannot_be_reached_ends_green_and_is_asked_again_later(how: str) -> None:
+    module, effects = run(settled(4), TimerFired(Timer.AGREEMENT))
+    look = next(effect for effect in effects if isinstance(effect, Look))
+    unreached = Looked(look.request_id, None) if how == "said" else TimerFired(Timer.ANSWER)
+    module, effects = run(module, unreached)
+    assert not ready(module) and module.reason is Reason.ARBITER_AWAY
+    assert SetTimer(Timer.RETRY, module.settings.retry_s) in effects
+    _, effects = run(module, TimerFired(Timer.RETRY))
+    assert asked(effects).claim.purpose is Purpose.SETTLE
+
+
+def test_a_lost_link_ends_the_claim_and_what_it_settled() -> None:
+    module, effects = run(prim(agreed=False), TimerFired(Timer.RETRY))
+    late = asked(effects)
+    module, frozen = step(module, MirrorReported(FROZEN, IN_SYNC), Now(0.0, named(98)))
+    assert asked(list(frozen)).claim.purpose is Purpose.GO_ALONE
+    assert run(module, answer(late, granted=True, epoch=1))[0] == module, "that answer is late"
+    module, _ = run(settled(4), MirrorReported(FROZEN, at_epoch(IN_SYNC, 4)))
+    assert module.settled is None and not module.agreed
+
+
+def test_a_claim_to_go_alone_does_not_wait_because_an_earlier_look_failed() -> None:
+    """Its writes are held: the retry of another question is seconds away, and the VM would be fenced by then."""
+    module, effects = run(settled(4), TimerFired(Timer.AGREEMENT), TimerFired(Timer.ANSWER))
+    assert module.refused
+    _, effects = run(module, MirrorReported(FROZEN, at_epoch(IN_SYNC, 4)))
+    assert asked(effects).claim.purpose is Purpose.GO_ALONE

@@ -96,7 +96,7 @@ def test_lives_in_several_processes_are_the_same() -> None:
 )  # fmt: skip
 def test_a_bug_made_on_purpose_is_noticed(name: str) -> None:
     mutant = next(mutant for mutant in MUTANTS if mutant.name == name)
-    found = hunt(mutant, 100)
+    found = hunt(mutant, 200)
     assert found.seeds > 0
     assert not found.wrong.startswith("assertion"), "an invariant must notice it, not the code itself"
 

@@ -436,6 +436,7 @@ def _happen(world: World, action: Action, scope: Scope) -> World:
         case "arbiter heals":
             return world._replace(arbiter_up=True)
         case "arbiter":
+            assert isinstance(action.argument, Claim | Look)
             return arbitrate(world, s, action.argument, scope)
     raise AssertionError(action)
 
@@ -466,7 +467,7 @@ def _without(
     return tuple(kept)
 
 
-def arbitrate(world: World, s: int, request: object, scope: Scope) -> World:
+def arbitrate(world: World, s: int, request: Claim | Look, scope: Scope) -> World:
     """The arbiter takes a request; the answer is on its way."""
     requests = list(world.requests)
     requests.remove((s, request))

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hotpair.cluster.arbitration import Claim, Kind, keeps_epochs
+from hotpair.cluster.arbitration import Asked, Claim, Kind, asked, keeps_epochs
 from hotpair.cluster.module_events import Answered, Look, Looked
 from hotpair.cluster.module_values import Module, PeerView
 from hotpair.cluster.record import Record
@@ -47,7 +47,7 @@ def _rename_requests(world: World) -> World:
     ):
         return world
     kind = next((server.module.settings.kind for server in servers if server.module is not None), Kind.WITNESS)
-    requests: list[tuple[int, object]] = []
+    requests: list[tuple[int, Claim | Look]] = []
     for s, request in world.requests:
         module = servers[s].module
         if isinstance(request, Look):
@@ -55,7 +55,7 @@ def _rename_requests(world: World) -> World:
                 requests.append((s, _LOOK))
         elif isinstance(request, Claim):
             waited = module is not None and module.asking is not None and module.asking.request_id == request.request_id
-            if waited or keeps_epochs(kind):
+            if waited or (keeps_epochs(kind) and _counts(request, world)):
                 requests.append((s, _with_id(request, WAITED_FOR if waited else LATE)))
     answers: list[tuple[int, Answered | Looked]] = []
     for s, answer in world.answers:
@@ -71,6 +71,11 @@ def _rename_requests(world: World) -> World:
         requests=tuple(sorted(dict.fromkeys(requests), key=repr)),
         answers=tuple(sorted(answers, key=repr)),
     )
+
+
+def _counts(claim: Claim, world: World) -> bool:
+    """Whether the arbiter could still move for it: epochs only grow, so one that was passed is never named again."""
+    return claim.epoch >= world.standing.epoch or asked(Kind.WITNESS, claim.purpose) is not Asked.NEXT
 
 
 _LOOK = Look(WAITED_FOR)

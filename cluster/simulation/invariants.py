@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hotpair.cluster.arbitration import Kind, keeps_epochs
+from hotpair.cluster.arbitration import Asked, Claim, Kind, asked, keeps_epochs, move
+from hotpair.cluster.module_events import Look
 from hotpair.cluster.module_values import Mirror, MirrorMode, Plan, Role, State, ready, view
 from hotpair.cluster.record import Record
 from hotpair.cluster.simulation.world import BOOT, EVERYTHING, NAMES, OLD_BOOT, Server, World
@@ -179,7 +180,9 @@ def shown_truly(world: World, kind: Kind) -> str | None:
 
     Looked at when nothing is on its way: what has just changed cannot be shown yet.
     """
-    if world.queues != ((), ()) or world.requests or world.answers or not world.net or world.wire < 0:
+    if world.queues != ((), ()) or world.answers or not world.net or world.wire < 0:
+        return None
+    if any(_is_waited_for(world, s, request) for s, request in world.requests):
         return None
     for s in (0, 1):
         server, other = world.servers[s], world.servers[1 - s]
@@ -198,7 +201,24 @@ def shown_truly(world: World, kind: Kind) -> str | None:
         theirs = other.record
         if theirs is None or (theirs.epoch, theirs.generation) != (record.epoch, record.generation):
             return f"{NAMES[s]} is shown green, but the records differ in epoch or generation"
+        if keeps_epochs(kind) and any(_moves(world, claim) for _, claim in world.requests):
+            return f"{NAMES[s]} is shown green, but a claim made before could still be granted"
     return None
+
+
+def _is_waited_for(world: World, s: int, request: Claim | Look) -> bool:
+    module = world.servers[s].module
+    if module is None:
+        return False
+    asking = None if module.asking is None else module.asking.request_id
+    return request.request_id in (asking, module.looking)
+
+
+def _moves(world: World, request: Claim | Look) -> bool:
+    """Whether the arbiter would still let a server on for it. What an operator asks for is left out."""
+    if isinstance(request, Look) or asked(Kind.WITNESS, request.purpose) is not Asked.NEXT:
+        return False
+    return move(world.standing, request).after != world.standing
 
 
 def _current(world: World) -> bool:

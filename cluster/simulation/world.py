@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
-from hotpair.cluster.arbitration import Kind, Standing
-from hotpair.cluster.module_events import Answered, Looked, Now, Started
+from hotpair.cluster.arbitration import NEVER_MOVED, Claim, Kind, Standing, keeps_epochs
+from hotpair.cluster.module_events import Answered, Look, Looked, Now, Started
 from hotpair.cluster.module_machine import step
 from hotpair.cluster.module_values import (
     Mirror,
@@ -82,7 +82,7 @@ class World(NamedTuple):
     net: bool
     arbiter_up: bool
     standing: Standing
-    requests: tuple[tuple[int, object], ...]
+    requests: tuple[tuple[int, Claim | Look], ...]
     answers: tuple[tuple[int, Answered | Looked], ...]
     acked: int
     written: int
@@ -106,9 +106,10 @@ def settings(kind: Kind, server: int, policy: str = MANUAL) -> Settings:
     )
 
 
-def first_record(generation: int = 1) -> Record:
+def first_record(generation: int = 1, epoch: int = 0) -> Record:
     return Record(
         generation=named(generation),
+        epoch=epoch,
         last_role="PRIM",
         in_sync=True,
         boot=BOOT,
@@ -119,7 +120,8 @@ def first_record(generation: int = 1) -> Record:
 
 def pair_in_sync(kind: Kind, faults: int, commands: int) -> World:
     """A green pair, PRIM on the first server."""
-    base = first_record()
+    epoch = _first_epoch(kind)
+    base = first_record(epoch=epoch)
     records = (base, replace(base, last_role="SECOND"))
     mirrors = (
         Mirror(Role.SOURCE, MirrorMode.PAIRED, True, True, True),
@@ -135,6 +137,7 @@ def pair_in_sync(kind: Kind, faults: int, commands: int) -> World:
             live=True,
             mirror=mirrors[s],
             vm=(Vm.ON, Vm.OFF)[s],
+            settled=epoch if s == 0 else None,
             agreed=s == 0,
         )
         for s in (0, 1)
@@ -144,16 +147,22 @@ def pair_in_sync(kind: Kind, faults: int, commands: int) -> World:
     views = [view(module) for module in modules]
     modules = [replace(modules[s], peer=views[1 - s]) for s in (0, 1)]
     servers = tuple(Server(True, modules[s], mirrors[s], s == 0, -1, records[s], True, False, 0, 0, 0) for s in (0, 1))
-    return _world((servers[0], servers[1]), 0, faults, commands)
+    standing = Standing(epoch, NAMES[0]) if epoch else NEVER_MOVED
+    return _world((servers[0], servers[1]), 0, faults, commands)._replace(standing=standing)
+
+
+def _first_epoch(kind: Kind) -> int:
+    """Whoever is in sync has moved the arbiter's epoch, where one keeps any."""
+    return 1 if keeps_epochs(kind) else 0
 
 
 def pair_apart(kind: Kind, faults: int, commands: int) -> World:
     """The first server went on alone, the second has just come back: reintegration begins."""
     world = pair_in_sync(kind, faults, commands)
-    epoch = 1 if kind in (Kind.WITNESS, Kind.ETCD) else 0
-    old = first_record(1)
+    epoch = _first_epoch(kind)
+    old = first_record(epoch=epoch)
     solo = replace(
-        old, generation=named(2), base=named(1), ancestors=(named(1),), in_sync=False, solo=True, epoch=epoch
+        old, generation=named(2), base=named(1), ancestors=(named(1),), in_sync=False, solo=True, epoch=2 * epoch
     )
     records = (replace(solo, last_role="ALONE"), replace(old, last_role="SECOND", boot=OLD_BOOT))
     mirror = Mirror(Role.SOURCE, MirrorMode.ALONE)
@@ -173,7 +182,7 @@ def pair_apart(kind: Kind, faults: int, commands: int) -> World:
         Server(True, first, mirror, True, -1, records[0], True, False, 1, 1, 1),
         Server(True, second, None, False, -1, records[1], True, False, 0, 0, 0),
     )
-    standing = Standing(1, NAMES[0]) if epoch else Standing(0, None)
+    standing = Standing(2, NAMES[0]) if epoch else NEVER_MOVED
     return world._replace(servers=servers, wire=-1, standing=standing, acked=1, written=1)
 
 

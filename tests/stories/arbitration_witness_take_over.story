@@ -2,5 +2,5 @@
 policy witness
 run 20                      | a PRIM green, b SECOND green
 fault a: power cut for 30
-run 12                      | a down, b ALONE green vm epoch=1, arbiter 1 b
-run 60                      | b PRIM green vm, a SECOND green epoch=1, copies equal
+run 12                      | a down, b ALONE green vm epoch=2, arbiter 2 b
+run 60                      | b PRIM green vm, a SECOND green epoch=3, copies equal

@@ -2,4 +2,4 @@
 policy witness
 run 20
 fault a: clock jumps, 8
-run 15                      | a PRIM green vm, b SECOND green, arbiter 0 None, no gap
+run 15                      | a PRIM green vm, b SECOND green, arbiter 1 a, no gap

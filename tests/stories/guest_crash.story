@@ -2,4 +2,4 @@
 policy witness
 run 20
 fault a: vm dies
-run 10                      | a PRIM green vm, b SECOND green, arbiter 0 None
+run 10                      | a PRIM green vm, b SECOND green, arbiter 1 a

@@ -3,5 +3,5 @@ policy witness
 run 20
 fault partition in the middle, 1 for 30
 a: swap
-run 30                      | a ALONE green vm, b WAIT not-vm, arbiter 1 a, no split brain
+run 30                      | a ALONE green vm, b WAIT not-vm, arbiter 2 a, no split brain
 run 60                      | a PRIM green vm, b SECOND green, copies equal

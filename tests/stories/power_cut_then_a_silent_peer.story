@@ -4,5 +4,5 @@ policy witness
 run 40
 fault a: power cut for 12
 fault b: server freezes for 60
-run 30                      | a ALONE green vm epoch=1, arbiter 1 a
+run 30                      | a ALONE green vm epoch=2, arbiter 2 a
 run 70                      | a PRIM green vm, b SECOND green, copies equal
