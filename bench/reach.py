@@ -1,10 +1,11 @@
 """What hotpair must reach, as ratios within one run, and whether it did. Pure: results in, rows out."""
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bench.results import Results, Summary
+from bench.results import Results, Sample
 from bench.workloads import MIB
 
 SUBJECT = "hotpair"
@@ -46,20 +47,38 @@ class Row:
 
 def rows(results: Results) -> list[Row]:
     """The reach table of one run."""
-    found = results.summaries()
+    samples = {(sample.system, sample.workload, sample.round): sample for sample in results.samples}
+
+    def ratio(one: tuple[str, str], other: tuple[str, str], value: Callable[[Sample], float] = _iops) -> float | None:
+        """The middle one of the rounds' ratios: the machine is not the same from one round to the next."""
+        found = [
+            value(sample) / value(beside)
+            for (*what, number), sample in samples.items()
+            if tuple(what) == one and (beside := samples.get((*other, number))) is not None and value(beside)
+        ]
+        return statistics.median(found) if found else None
+
     table = [
-        Row(workload, other, True, limit, "x", _ratio(_iops(found, SUBJECT, workload), _iops(found, other, workload)))
+        Row(workload, other, True, limit, "x", ratio((SUBJECT, workload), (other, workload)))
         for workload, other, limit in _RATIOS
     ]
     table += _resync_rows(results.resync)
     table.append(Row("idle memory, 100 GiB sparse module", "", False, IDLE_BYTES / MIB, "MiB", _idle(results.memory)))
-    beside, alone = (_iops(found, SUBJECT, name) for name in ("4k-qd1-readers", "4k-qd1"))
-    table.append(Row("4k-qd1 beside 16 cold readers", "without readers", True, 0.25, "x", _ratio(beside, alone)))
-    reads, plain = (_reads(found, name) for name in (SUBJECT, "plain"))
-    table.append(Row("cold reads beside 4k-qd1", "plain", True, 0.3, "x", _ratio(reads, plain)))
-    sparse, small = (_iops(found, SUBJECT, name) for name in ("sparse-qd16", "4k-qd16"))
-    table.append(Row("4k-qd16 over 100 GiB", "over 256 MiB", True, 0.5, "x", _ratio(sparse, small)))
+    beside = ratio((SUBJECT, "4k-qd1-readers"), (SUBJECT, "4k-qd1"))
+    table.append(Row("4k-qd1 beside 16 cold readers", "without readers", True, 0.25, "x", beside))
+    reads = ratio((SUBJECT, "4k-qd1-readers"), ("plain", "4k-qd1-readers"), _reads)
+    table.append(Row("cold reads beside 4k-qd1", "plain", True, 0.3, "x", reads))
+    sparse = ratio((SUBJECT, "sparse-qd16"), (SUBJECT, "4k-qd16"))
+    table.append(Row("4k-qd16 over 100 GiB", "over 256 MiB", True, 0.5, "x", sparse))
     return table
+
+
+def _iops(sample: Sample) -> float:
+    return sample.iops
+
+
+def _reads(sample: Sample) -> float:
+    return sample.readers_iops
 
 
 def _resync_rows(resync: Mapping[str, Any]) -> list[Row]:
@@ -84,16 +103,6 @@ def _resync_rows(resync: Mapping[str, Any]) -> list[Row]:
             _ratio(p99.get("during_us"), p99.get("without_us")),
         ),
     ]
-
-
-def _iops(found: Mapping[tuple[str, str], Summary], system: str, workload: str) -> float | None:
-    summary = found.get((system, workload))
-    return summary.iops if summary else None
-
-
-def _reads(found: Mapping[tuple[str, str], Summary], system: str) -> float | None:
-    summary = found.get((system, "4k-qd1-readers"))
-    return summary.readers_iops if summary else None
 
 
 def _idle(memory: Mapping[str, Mapping[str, Mapping[str, Mapping[str, int]]]]) -> float | None:
