@@ -30,12 +30,15 @@ from hotpair.cluster.configuration_keys import (
     shown,
 )
 from hotpair.cluster.configuration_tables import (
+    ANSWER_ROOM_S,
     ARBITRATION,
     ARBITRATION_OPTIONS,
     CHECKER_KIND,
     CHECKER_KINDS,
     CHECKERS_PER_MODULE,
     CLUSTER,
+    FENCE_AFTER_S,
+    FENCE_ROOM_S,
     HEARTBEAT,
     LOOP,
     MIRROR,
@@ -91,6 +94,16 @@ class Arbitration:
         limit: float = self.options.get("timeout_s", 0.0)
         return limit
 
+    @property
+    def answered_s(self) -> float:
+        """How long a module waits for the answer: longer than the question may take, or it would come too late."""
+        return self.asking_s + ANSWER_ROOM_S
+
+
+def default_fence_after_s(arbitration: Arbitration) -> float:
+    """A fencing command may be slow, and its answer must find the primary's writes still held."""
+    return arbitration.asking_s + FENCE_ROOM_S if arbitration.kind == "fence" else FENCE_AFTER_S
+
 
 @dataclass(frozen=True)
 class Security:
@@ -120,6 +133,7 @@ class Mirror:
     cache: Literal["direct", "page"]
     extent_size: int
     hot_extents: int
+    silence_timeout_s: float
     stall_timeout_s: float
 
 
@@ -200,6 +214,8 @@ def parse_cluster(text: str, file: str = "cluster.toml") -> Cluster:
     servers = _servers(top, report)
     heartbeat = read_table(HEARTBEAT, top.get("heartbeat", {}), ("heartbeat",), report)
     arbitration = _arbitration(top, report)
+    if arbitration is not None:
+        heartbeat.setdefault("fence_after_s", default_fence_after_s(arbitration))
     security, security_tls = _with_tls(read_table(SECURITY, top.get("security", {}), ("security",), report))
     report.end()
     assert arbitration is not None and len(servers) == 2

@@ -3,14 +3,18 @@
 Each problem is said at the key to change, with the numbers and what would be right.
 
 The time limits, and why. Both servers count silence from the last thing they heard, so the peer's clock may have begun
-`pulse_s` earlier than the moment of the break, and the primary's, which begins with its oldest unanswered probe or
-operation, PROBE_INTERVAL_S later. That is the *loss detection* of the design:
+`pulse_s` earlier than the moment of the break, and the primary's at most PROBE_INTERVAL_S later: it is sure of a break
+only by a probe. That is the *loss detection* of the design:
 
     pulse_s + PROBE_INTERVAL_S + fence_after_s + vm_kill_s + MARGIN_S < timeout_s
 
 so that a primary that is cut off has stopped its VM before the peer may start it. And a primary whose peer has died
-must have noticed that, and asked, before it would stop its own VM: `stall_timeout_s` < `fence_after_s`, with the time
-of a fencing command in between where that is how it asks.
+must have noticed that, and asked, before it would stop its own VM: `silence_timeout_s` < `fence_after_s`.
+
+With `fence` a peer takes over only when this server is known to be off, whatever the clocks say. There the limit does
+not keep two VMs apart, and must not end the survivor's before a slow command has answered:
+
+    silence_timeout_s + the command's timeout_s + ANSWER_ROOM_S < fence_after_s
 """
 
 from __future__ import annotations
@@ -22,16 +26,20 @@ from typing import TYPE_CHECKING
 
 from hotpair.cluster.admission import MODULES_PER_PAIR
 from hotpair.cluster.configuration_keys import Report, did_you_mean
-from hotpair.cluster.configuration_tables import MARGIN_S, PROBE_INTERVAL_S, PULSES_PER_TIMEOUT
+from hotpair.cluster.configuration_tables import ANSWER_ROOM_S, MARGIN_S, PROBE_INTERVAL_S, PULSES_PER_TIMEOUT
 
 if TYPE_CHECKING:
-    from hotpair.cluster.configuration import Arbitration, Cluster, Heartbeat, Module, Server
+    from hotpair.cluster.configuration import Arbitration, Cluster, Heartbeat, Mirror, Module, Server
 
 
 def check_cluster(cluster: Cluster, report: Report) -> None:
     _check_servers(*cluster.servers, report)
-    _check_heartbeat(cluster.heartbeat, report)
-    _check_arbitration(cluster.arbitration, cluster.heartbeat, report)
+    _check_pulses(cluster.heartbeat, report)
+    if cluster.arbitration.kind == "fence":
+        _check_slow_answer(cluster.arbitration, cluster.heartbeat, report)
+    else:
+        _check_stopped_before(cluster.heartbeat, report)
+        _check_asking(cluster.arbitration, cluster.heartbeat, report)
 
 
 def _check_servers(first: Server, second: Server, report: Report) -> None:
@@ -63,15 +71,20 @@ def _check_servers(first: Server, second: Server, report: Report) -> None:
             seen[address] = name
 
 
-def _check_heartbeat(heartbeat: Heartbeat, report: Report) -> None:
-    path = "heartbeat"
-    pulse_s, timeout_s, fence_after_s = heartbeat.pulse_s, heartbeat.timeout_s, heartbeat.fence_after_s
+def _check_pulses(heartbeat: Heartbeat, report: Report) -> None:
+    pulse_s, timeout_s = heartbeat.pulse_s, heartbeat.timeout_s
     if pulse_s * PULSES_PER_TIMEOUT > timeout_s:
         report.say(
-            (path, "pulse_s"),
+            ("heartbeat", "pulse_s"),
             f"{pulse_s:g} s is more than a {PULSES_PER_TIMEOUT}th of timeout_s ({timeout_s:g} s), so that a few lost "
             f"pulses would make the peer lost: give at most {timeout_s / PULSES_PER_TIMEOUT:g}",
         )
+
+
+def _check_stopped_before(heartbeat: Heartbeat, report: Report) -> None:
+    """Where clocks keep two VMs apart."""
+    path = "heartbeat"
+    pulse_s, timeout_s, fence_after_s = heartbeat.pulse_s, heartbeat.timeout_s, heartbeat.fence_after_s
     if fence_after_s >= timeout_s:
         report.say(
             (path, "fence_after_s"),
@@ -92,19 +105,22 @@ def _check_heartbeat(heartbeat: Heartbeat, report: Report) -> None:
         )
 
 
-def _check_arbitration(arbitration: Arbitration, heartbeat: Heartbeat, report: Report) -> None:
-    path = ("arbitration", arbitration.kind)
-    if arbitration.kind == "fence":
-        if arbitration.asking_s + PROBE_INTERVAL_S >= heartbeat.fence_after_s:
-            report.say(
-                (*path, "timeout_s"),
-                f"a command that may take {arbitration.asking_s:g} s leaves a primary whose peer has died no time: it "
-                f"stops its VM after heartbeat.fence_after_s ({heartbeat.fence_after_s:g} s). Give a shorter time, or "
-                f"fence_after_s more than {arbitration.asking_s + PROBE_INTERVAL_S:g} and timeout_s accordingly",
-            )
-    elif arbitration.asking_s >= heartbeat.timeout_s:
+def _check_slow_answer(arbitration: Arbitration, heartbeat: Heartbeat, report: Report) -> None:
+    """Where the command's answer may come late."""
+    least_s = PROBE_INTERVAL_S + arbitration.answered_s
+    if heartbeat.fence_after_s <= least_s:
         report.say(
-            (*path, "timeout_s"),
+            ("heartbeat", "fence_after_s"),
+            f"a primary whose peer has died stops its own VM after {heartbeat.fence_after_s:g} s, and the fencing "
+            f"command may answer later (arbitration.fence.timeout_s is {arbitration.asking_s:g} s): leave it out, or "
+            f"give more than {least_s:g}",
+        )
+
+
+def _check_asking(arbitration: Arbitration, heartbeat: Heartbeat, report: Report) -> None:
+    if arbitration.asking_s >= heartbeat.timeout_s:
+        report.say(
+            ("arbitration", arbitration.kind, "timeout_s"),
             f"{arbitration.asking_s:g} s is not less than heartbeat.timeout_s ({heartbeat.timeout_s:g} s): the peer "
             "would have taken over before the answer",
         )
@@ -112,7 +128,7 @@ def _check_arbitration(arbitration: Arbitration, heartbeat: Heartbeat, report: R
 
 def check_module(module: Module, cluster: Cluster, report: Report) -> None:
     _check_names_of_servers(module, cluster, report)
-    _check_stall(module.mirror.stall_timeout_s, cluster, report)
+    _check_mirror(module.mirror, cluster, report)
     if module.failback == "automatic" and module.preferred is None:
         report.say(("failback",), 'automatic needs to know where to: give preferred = "NAME" as well')
     for checker in module.checkers:
@@ -139,23 +155,30 @@ def _check_names_of_servers(module: Module, cluster: Cluster, report: Report) ->
             report.say((key,), f"there is no server {name}{did_you_mean(name, servers)}; give {' or '.join(servers)}")
 
 
-def _check_stall(stall_timeout_s: float, cluster: Cluster, report: Report) -> None:
-    path = ("mirror", "stall_timeout_s")
-    if stall_timeout_s <= PROBE_INTERVAL_S:
+def _check_mirror(mirror: Mirror, cluster: Cluster, report: Report) -> None:
+    silence_s, stall_s = mirror.silence_timeout_s, mirror.stall_timeout_s
+    if silence_s <= PROBE_INTERVAL_S:
         report.say(
-            path,
-            f"{stall_timeout_s:g} s is not more than the {PROBE_INTERVAL_S:g} s between two probes of an idle link, "
+            ("mirror", "silence_timeout_s"),
+            f"{silence_s:g} s is not more than the {PROBE_INTERVAL_S:g} s between two probes of an idle link, "
             f"which would count as lost: give more than {PROBE_INTERVAL_S:g}",
         )
-    asking_s = cluster.arbitration.asking_s if cluster.arbitration.kind == "fence" else 0.0
-    fence_after_s = cluster.heartbeat.fence_after_s
-    if stall_timeout_s + asking_s >= fence_after_s:
-        command = f", and the fencing command {asking_s:g} s," if asking_s else ""
+    if stall_s < silence_s:
         report.say(
-            path,
-            f"a primary whose peer has died takes {stall_timeout_s:g} s to notice it{command} but stops its VM after "
-            f"heartbeat.fence_after_s ({fence_after_s:g} s): give less than {fence_after_s - asking_s:g} here, or more "
-            f"than {stall_timeout_s + asking_s:g} for fence_after_s in cluster.toml",
+            ("mirror", "stall_timeout_s"),
+            f"{stall_s:g} s is less than silence_timeout_s ({silence_s:g} s): a peer that is slow would be given less "
+            f"time than one that is silent: give at least {silence_s:g}",
+        )
+    is_fence = cluster.arbitration.kind == "fence"
+    answer_s = cluster.arbitration.answered_s if is_fence else 0.0
+    fence_after_s = cluster.heartbeat.fence_after_s
+    if silence_s + answer_s >= fence_after_s:
+        answer = f" and up to {answer_s:g} s to have the fencing command's answer" if is_fence else ""
+        report.say(
+            ("mirror", "silence_timeout_s"),
+            f"a primary whose peer has died takes {silence_s:g} s to notice it{answer}, but stops its VM after "
+            f"heartbeat.fence_after_s ({fence_after_s:g} s): give less than {fence_after_s - answer_s:.10g} here, or "
+            f"more than {silence_s + answer_s:.10g} for fence_after_s in cluster.toml",
         )
 
 

@@ -42,6 +42,13 @@ REQUIRED = Required()
 
 
 @dataclass(frozen=True)
+class Derived:
+    """The default of a key that follows from other values: whoever reads the table fills it in. `text` says how."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Key:
     """One line of the reference. `default` is as it would be written in the file."""
 
@@ -106,6 +113,8 @@ def read_table(
 ) -> dict[str, Any]:
     """The values of `keys`, defaults filled in; what is wrong goes into `report` and is left out.
 
+    Left out too is a key that is not given and whose default is derived.
+
     `tables`: names that may stand here besides, and are read by the caller.
     """
     if not isinstance(table, dict):
@@ -119,6 +128,8 @@ def read_table(
     for key in keys:
         if key.name not in table and isinstance(key.default, Required):
             report.say((*path, key.name), f"it is missing: give {key.kind.accepted}")
+            continue
+        if key.name not in table and isinstance(key.default, Derived):
             continue
         value = table.get(key.name, key.default)
         try:

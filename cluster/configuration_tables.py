@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from hotpair.cluster.arbitration import ARBITER_TIMEOUT_S, FENCE_TIMEOUT_S
 from hotpair.cluster.configuration_keys import (
     REQUIRED,
+    Derived,
     Key,
     choice,
     command,
@@ -31,8 +32,13 @@ from hotpair.cluster.split_brain import WORDS as SPLIT_BRAIN_WORDS
 PROBE_INTERVAL_S = 1.0
 EXTENT_SIZE_SMALLEST = 64 << 10
 EXTENT_SIZE_LARGEST = 1 << 30
+SILENCE_TIMEOUT_S = 1.5
+STALL_TIMEOUT_S = 10.0
 
 MARGIN_S = 0.25  # for the scheduling of three processes on a loaded host
+FENCE_AFTER_S = 2.5  # default of fence_after_s, with the other defaults below timeout_s
+FENCE_ROOM_S = 10.0  # beyond the fencing command's time limit: to notice the loss before, to pass the answer on after
+ANSWER_ROOM_S = 2.0  # beyond an arbiter's own time limit: to kill a command, and for the answer to reach the module
 PULSES_PER_TIMEOUT = 4  # at least: a few lost pulses must not make a peer lost
 CHECKERS_PER_MODULE = 16  # each is a process or a connection every few seconds, times 25 modules
 
@@ -70,7 +76,7 @@ HEARTBEAT = (
     Key(
         "fence_after_s",
         number(0.1, 3600),
-        2.5,
+        Derived(f"{FENCE_AFTER_S:g}, for fence its timeout_s + {FENCE_ROOM_S:g}"),
         "A primary whose writes are frozen and that has not heard its peer for so long stops its VM",
     ),
     Key("vm_kill_s", number(0.05, 600), 0.5, "A VM that is being killed writes no more after so long, at most"),
@@ -173,10 +179,16 @@ MIRROR = (
     ),
     Key("hot_extents", whole(64, 1 << 22), 32768, "After a crash at most so many extents are copied again"),
     Key(
+        "silence_timeout_s",
+        number(0.1, 600),
+        SILENCE_TIMEOUT_S,
+        "Nothing at all from the peer for so long, not even that its network acknowledges: the link is lost",
+    ),
+    Key(
         "stall_timeout_s",
         number(0.1, 600),
-        1.5,
-        "Outstanding operations without progress for so long: the link is lost",
+        STALL_TIMEOUT_S,
+        "The peer is there, but its mirror answers nothing for so long, or gets no further: the link is lost",
     ),
 )
 

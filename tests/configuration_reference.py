@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from hotpair.cluster import configuration_tables as tables
-from hotpair.cluster.configuration_keys import Key, Required, ip_address, shown
+from hotpair.cluster.configuration_keys import Derived, Key, Required, ip_address, shown
 
 _HEADER = "| key | type | default | accepted | meaning |\n|---|---|---|---|---|\n"
 _MARKED = re.compile(r"(<!-- begin ([a-z. -]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -44,9 +44,13 @@ def sections() -> dict[str, str]:
 def _keys(keys: Iterable[Key]) -> str:
     rows = ""
     for key in keys:
-        default = None if isinstance(key.default, Required) else shown(key.default)
+        default = None if isinstance(key.default, Required) else _default(key)
         rows += _row(key.name, key.kind.name, default, key.kind.accepted, key.meaning)
     return rows
+
+
+def _default(key: Key) -> str:
+    return key.default.text if isinstance(key.default, Derived) else shown(key.default)
 
 
 def _row(name: str, kind: str, default: str | None, accepted: str, meaning: str) -> str:

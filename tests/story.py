@@ -18,7 +18,7 @@ then one thing a line, in order, with what is expected beside it:
     run 5                       | a ALONE vm, b WAIT, arbiter 1 a, copies equal, one server runs
 
 For a server: its state (or `down`), `green`, `vm`, record flags, `epoch=1`, `reason=NAME`, and `not-` before any of
-them; `a has 3` and `a lacks 3` are about the numbered writes that its copy
+them; `a never-stopped` is about its VM, all the time; `a has 3` and `a lacks 3` are about the numbered writes that its copy
 began with. The invariants are checked all the time.
 """
 
@@ -166,6 +166,8 @@ class Story:
                 _same(life.result.gaps, [], expected)
             case ["arbiter", epoch, holder]:
                 _same((world.standing.epoch, str(world.standing.holder)), (int(epoch), holder), expected)
+            case [("a" | "b") as name, "never-stopped"]:
+                _same(life.vm_stopped_at[NAMES.index(name)], float("-inf"), expected)
             case [("a" | "b") as name, *marks]:
                 for mark in marks:
                     wants = not mark.startswith("not-")

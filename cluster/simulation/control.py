@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hotpair.cluster.arbitration import Claim, keeps_epochs
+from hotpair.cluster.arbitration import Asked, Claim, asked, keeps_epochs
 from hotpair.cluster.checker_rules import Action as CheckerAction
 from hotpair.cluster.module_events import (
     DURABLE,
@@ -30,7 +30,7 @@ from hotpair.cluster.module_events import (
 )
 from hotpair.cluster.module_machine import step
 from hotpair.cluster.module_values import HowToStop, Module, PeerView
-from hotpair.cluster.simulation import actions, hosts, speaking, telling
+from hotpair.cluster.simulation import actions, hosts, limits, speaking, telling
 from hotpair.cluster.simulation.actions import MATERIAL
 from hotpair.cluster.simulation.life import CONTROL, Life
 from hotpair.cluster.simulation.world import BOOT, NAMES, change, changed
@@ -111,7 +111,7 @@ def _do(life: Life, s: int, effect: Any) -> None:
         case Ask() | Look():
             life.world = actions.do(life.world, s, effect)
             request = effect.claim if isinstance(effect, Ask) else effect
-            life.soon(*_arbiter_delay(life), "arbiter", s, request)
+            life.later(life.now + _way_s(life), ("arbiter", s, request))
         case _:
             life.world = actions.do(life.world, s, effect)
 
@@ -161,8 +161,11 @@ def start(life: Life, s: int) -> None:
     take(life, s, Started(server.record, server.wanted, server.maintenance, BOOT, server.mirror, life.vm(s), number))
 
 
-def _arbiter_delay(life: Life) -> tuple[float, float]:
-    return (0.5, 12.0) if life.arbiter_slow else (0.002, 0.04)
+def _way_s(life: Life) -> float:
+    """To the arbiter, or back."""
+    if life.arbiter_takes_s:
+        return life.arbiter_takes_s[-1] / 2
+    return limits.way_s(life.kind, life.arbiter_slow > 0, life.random)
 
 
 def _reaches_arbiter(life: Life, s: int) -> bool:
@@ -179,14 +182,22 @@ def arbiter_decides(life: Life, s: int, request: Claim | Look) -> None:
             kept = tuple(other for other in life.world.requests if other != (s, request))
             life.world = life.world._replace(requests=kept)
         return
+    if isinstance(request, Claim) and asked(life.kind, request.purpose) is Asked.PEER_OFF:
+        _switch_off(life, 1 - s)
     life.world = actions.arbitrate(life.world, s, request, life.scope)
     answer = life.world.answers[-1][1]
-    life.soon(*_arbiter_delay(life), "answer", s, answer)
+    life.later(life.now + _way_s(life), ("answer", s, answer))
     if life.arbiter_slow:
-        life.soon(*_arbiter_delay(life), "answer", s, answer)
+        life.later(life.now + _way_s(life), ("answer", s, answer))
     if life.answers_repeated:
         for _ in range(COPIES_OF_AN_ANSWER):
             life.soon(1.0, LATEST_ANSWER_S, "answer", s, answer)
+
+
+def _switch_off(life: Life, s: int) -> None:
+    """A fencing command: for the host it is a power cut, and nobody's failure."""
+    if life.world.servers[s].up:
+        hosts.lose_power(life, s, life.random.uniform(5.0, 40.0))
 
 
 def answer_comes(life: Life, s: int, answer: Answered) -> None:

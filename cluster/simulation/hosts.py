@@ -5,7 +5,7 @@ from __future__ import annotations
 from hotpair.cluster.module_values import MirrorMode
 from hotpair.cluster.simulation import actions
 from hotpair.cluster.simulation.life import CONTROL, MIRROR, Life
-from hotpair.cluster.simulation.world import MOST_WRITES, change
+from hotpair.cluster.simulation.world import MOST_WRITES, OLD_BOOT, change
 
 
 def went_down(life: Life, s: int) -> None:
@@ -31,8 +31,10 @@ def lose_power(life: Life, s: int, length_s: float) -> None:
     # what a source in sync has answered is on both, whatever the other one's record says by now
     on_both = mirror is not None and mirror.linked and mirror.mode is MirrorMode.PAIRED
     is_behind = theirs is None or theirs.inconsistent or (theirs.outdated and not on_both)
-    if record is None or record.solo or is_behind:
-        # the only current copy: as after a power cut of a single machine
+    has_rebooted = theirs is not None and theirs.boot == OLD_BOOT
+    if record is None or record.solo or is_behind or has_rebooted:
+        # the only current copy: as after a power cut of a single machine; or both have lost their power since they were
+        # in sync, and what was never flushed is promised by neither
         world = world._replace(acked=world.acked & ~(lost & ~life.watch.flushed))
     life.watch.fragile[s] |= lost & world.acked
     union = world.servers[0].copy | world.servers[1].copy

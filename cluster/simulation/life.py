@@ -14,13 +14,13 @@ from typing import Any
 
 from hotpair.cluster.module_values import Module, PeerView, Settings, Vm, view
 from hotpair.cluster.record import Side
+from hotpair.cluster.simulation import limits
 from hotpair.cluster.simulation.actions import Scope
 from hotpair.cluster.simulation.faults import Plan
 from hotpair.cluster.simulation.pulses import Ear, Paths
 from hotpair.cluster.simulation.watch import Result, Watch
 from hotpair.cluster.simulation.world import World, change, pair_apart, pair_in_sync, settings, under_policies
 
-ASK_TIMEOUT_S = 0.9
 RETRY_S = 5.0
 BUSY_S = 20.0  # after a fault the VM writes a lot
 
@@ -59,6 +59,7 @@ class Life:
         self.frozen_until = {(part, s): 0.0 for part in (CONTROL, MIRROR) for s in (0, 1)}
         self.arbiter_down = 0
         self.arbiter_slow = 0
+        self.arbiter_takes_s: list[float] = []
         self.arbiter_apart = [0, 0]
         self.arbiter_deaf = [0, 0]
         self.answers_repeated = 0
@@ -67,6 +68,7 @@ class Life:
         self.death: list[tuple[int, str, float, float] | None] = [None, None]
         self.middle: tuple[str, int, float, float] | None = None
         self.busy_until = 0.0
+        self.vm_stopped_at = [float("-inf"), float("-inf")]
         self.watch = Watch(plan.kind, self.world, self.result, knows_past=world is None)
         self.slow_delays = False
         for s in (0, 1):
@@ -130,7 +132,7 @@ def _settings(plan: Plan, s: int) -> Settings:
     preferred = (Side.ME if s == 0 else Side.PEER) if plan.fails_back else Side.NOBODY
     return replace(
         settings(plan.kind, s, plan.policies[s]),
-        ask_timeout_s=ASK_TIMEOUT_S,
+        ask_timeout_s=limits.ask_timeout_s(plan.kind),
         retry_s=RETRY_S,
         preferred=preferred,
         automatic_failback=plan.fails_back,

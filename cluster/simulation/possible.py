@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hotpair.cluster.module_values import Mirror, MirrorMode, Role, Vm
-from hotpair.cluster.simulation import mirrors
+from hotpair.cluster.simulation import limits, mirrors
 from hotpair.cluster.simulation.life import Key, Life
 
 _FLUSHED_FOR = frozenset({"handover", "leave", "left"})  # whoever reads it flushes its copy before it answers
-FENCE_AFTER_S = 2.0  # with a probe a second and a kill of half a second: below TIMEOUT_S
 
 
 def refresh(life: Life) -> None:
@@ -97,7 +96,7 @@ def _delay(life: Life, key: Key) -> float:
         case "fill":
             return uniform(0.001, 0.02)
         case "fence itself":
-            return FENCE_AFTER_S
+            return limits.fence_after_s(life.kind)
         case "write":
             busy = life.now < life.busy_until
             return life.random.expovariate(1 / 0.7 if busy else 1 / 12.0)

@@ -59,7 +59,7 @@ _HANDLERS: dict[str, Callable[..., None]] = {
     "fault": trouble.planned_fault,
     "fault ends": trouble.end_fault,
     "break": trouble.begin_fault,
-    "taken over": trouble.must_have_taken_over,
+    "survived": trouble.must_have_survived,
     "quiet": ending.quiet,
     "operator": ending.operator_decides,
     "must run": ending.must_run,
@@ -168,6 +168,8 @@ def _settle(life: Life, before: World, key: Key) -> None:
             if new.record.solo and new.module is not None and new.module.peer is None:
                 world = life.world = life.watch.went_alone_unheard(world, s)
             life.watch.generation(world, s, old.record.generation if old.record else b"", new.record.generation)
+        if old.vm and not new.vm:
+            life.vm_stopped_at[s] = life.now
         if not new.vm:
             life.cancel("vm off", s)
     life.world = life.watch.check(before, world, life.now)

@@ -8,7 +8,7 @@ from hotpair.cluster.arbitration import Kind
 from hotpair.cluster.checker_rules import Action as CheckerAction
 from hotpair.cluster.module_events import Command
 from hotpair.cluster.module_values import State
-from hotpair.cluster.simulation import control, hosts, invariants, mirrors
+from hotpair.cluster.simulation import control, hosts, invariants, limits, mirrors
 from hotpair.cluster.simulation.fault_list import PRIMARY, SECONDARY, WHOLE, Fault
 from hotpair.cluster.simulation.faults import QUIET_FROM_S
 from hotpair.cluster.simulation.life import CONTROL, MIRROR, Life
@@ -16,7 +16,6 @@ from hotpair.cluster.simulation.watch import Violation
 from hotpair.cluster.simulation.world import NAMES, World, change
 
 ARMED_S = 60.0
-TAKES_OVER_S = 15.0  # TIMEOUT_S, one refused claim, and a VM that starts
 # faults in which the two still hear each other
 _LEAVES_PULSES = frozenset(
     {"link fails", "link fails in the middle", "partition in the middle", "link slow", "mirror dies", "mirror freezes"}
@@ -68,7 +67,7 @@ def begin_fault(life: Life, fault: Fault) -> None:
         life.happened(fault.name)
     match fault.name:
         case "power cut":
-            _watch_take_over(life, s, length)
+            _watch_survivor(life, s, length)
             hosts.lose_power(life, s, length)
         case "power cut of both":
             hosts.lose_power(life, 0, length)
@@ -132,15 +131,13 @@ def _hold_up(life: Life, fault: Fault, by: int) -> None:
                 if fault.detail in (number, WHOLE):
                     network[s] += by
         case "pulses lost" | "pulses late":
-            values = paths.losses if fault.name == "pulses lost" else paths.delays
-            if by > 0:
-                values.append(float(fault.detail))
-            else:
-                values.remove(float(fault.detail))
+            _keep(paths.losses if fault.name == "pulses lost" else paths.delays, float(fault.detail), by)
         case "arbiter down":
             life.arbiter_down += by
         case "arbiter slow":
             life.arbiter_slow += by
+            if fault.detail:
+                _keep(life.arbiter_takes_s, float(fault.detail), by)
         case "arbiter not reached":
             life.arbiter_apart[s] += by
         case "arbiter does not hear":
@@ -161,28 +158,42 @@ def _hold_up(life: Life, fault: Fault, by: int) -> None:
         life.world = life.world._replace(link=link, net=net, wire=wire)
 
 
+def _keep(values: list[float], value: float, by: int) -> None:
+    if by > 0:
+        values.append(value)
+    else:
+        values.remove(value)
+
+
 def _lose_what_is_on_its_way(life: Life) -> None:
     """Of what was sent, the last part may not arrive any more; the first part can still be read."""
     a, b = (queue[: life.random.randint(0, len(queue))] if queue else queue for queue in life.world.queues)
     life.world = life.world._replace(queues=(a, b))
 
 
-def _watch_take_over(life: Life, s: int, length_s: float) -> None:
-    """8: a green SECOND can take over: when PRIM's host alone is lost, and nothing else happens, it does."""
+def _watch_survivor(life: Life, s: int, length_s: float) -> None:
+    """8: a green pair survives the loss of one host, when nothing else happens: SECOND takes over, and PRIM's VM is not
+    even stopped."""
     world = life.world
     module, other = world.servers[s].module, world.servers[1 - s].module
-    if module is None or other is None or module.state is not State.PRIM or life.watch.in_sync_since < 0:
+    if module is None or other is None or life.watch.in_sync_since < 0:
         return
+    survives_s = limits.survives_s(life.kind)
     held_up = (
         life.arbiter_down, life.arbiter_slow, *life.arbiter_apart, *life.arbiter_deaf, *life.disk_errors,
         *life.disk_full, life.slow_delays, not life.paths.is_whole(), life.death[1 - s] is not None,
         max(life.frozen_until.values()) > life.now, life.kind is Kind.MANUAL, other.maintenance,
-        length_s < TAKES_OVER_S, not other.wanted,
+        length_s < survives_s, not other.wanted, other.plan is not None,
     )  # fmt: skip
     if not any(held_up):
-        life.later(life.now + TAKES_OVER_S, ("taken over", 1 - s, len(life.result.faults)))
+        key = ("survived", 1 - s, len(life.result.faults), world.servers[1 - s].vm)
+        life.later(life.now + survives_s, key)
 
 
-def must_have_taken_over(life: Life, s: int, faults: int) -> None:
-    if len(life.result.faults) == faults and not invariants.runs(life.world):
-        raise Violation(f"shown_truly: {NAMES[s]} was shown green and did not take over")
+def must_have_survived(life: Life, s: int, faults: int, had_vm: bool) -> None:
+    if len(life.result.faults) != faults:
+        return
+    if not invariants.runs(life.world):
+        raise Violation(f"shown_truly: {NAMES[s]} was shown green and does not run")
+    if had_vm and life.now - life.vm_stopped_at[s] <= limits.survives_s(life.kind):
+        raise Violation(f"shown_truly: {NAMES[s]} was shown green, and its VM was stopped when the other was lost")
