@@ -32,6 +32,7 @@ from hotpair.cluster.split_brain import WORDS as SPLIT_BRAIN_WORDS
 PROBE_INTERVAL_S = 1.0
 EXTENT_SIZE_SMALLEST = 64 << 10
 EXTENT_SIZE_LARGEST = 1 << 30
+SHORTEST_SILENCE_S = 1.2
 SILENCE_TIMEOUT_S = 1.5
 STALL_TIMEOUT_S = 10.0
 
@@ -77,7 +78,7 @@ HEARTBEAT = (
         "fence_after_s",
         number(0.1, 3600),
         Derived(f"{FENCE_AFTER_S:g}, for fence its timeout_s + {FENCE_ROOM_S:g}"),
-        "A primary whose writes are frozen and that has not heard its peer for so long stops its VM",
+        "A primary whose writes are frozen and whose mirror hears nothing for so long stops its VM. Pulses do not count",
     ),
     Key("vm_kill_s", number(0.05, 600), 0.5, "A VM that is being killed writes no more after so long, at most"),
     Key("port", _PORT, 4810, "UDP port of the pulses"),
@@ -180,7 +181,7 @@ MIRROR = (
     Key("hot_extents", whole(64, 1 << 22), 32768, "After a crash at most so many extents are copied again"),
     Key(
         "silence_timeout_s",
-        number(0.1, 600),
+        number(SHORTEST_SILENCE_S, 600),
         SILENCE_TIMEOUT_S,
         "Nothing at all from the peer for so long, not even that its network acknowledges: the link is lost",
     ),

@@ -29,6 +29,9 @@ from hotpair.replication.limits import (
     EXTENT_SIZE_SMALLEST,
     HOT_EXTENTS,
     KNOWN_OBJECTS,
+    SHORTEST_SILENCE_S,
+    SILENCE_TIMEOUT_S,
+    STALL_TIMEOUT_S,
 )
 from hotpair.replication.process_io import keep_running
 from hotpair.replication.protect_io import protect, unprotect
@@ -66,7 +69,9 @@ def parser() -> Parser:
         command.add_argument("--dir", required=True, help="the module's directory")
         command.add_argument("--state", required=True, help="where the durable record and the dirty log are kept")
         command.add_argument("--durability", default="memory", help="memory (default) or disk")
-        command.add_argument("--stall-timeout", default="10", metavar="SECONDS", help="10 by default")
+        command.add_argument(
+            "--stall-timeout", default=f"{STALL_TIMEOUT_S:g}", metavar="SECONDS", help="%(default)s by default"
+        )
         command.add_argument("--tls-certificate", metavar="FILE")
         command.add_argument("--tls-key", metavar="FILE")
         command.add_argument("--tls-ca", metavar="FILE", help="the authority that signed the peer's certificate")
@@ -76,6 +81,9 @@ def parser() -> Parser:
     source.add_argument("--alone-after", metavar="SECONDS", help="the verdict after a lost link; none by default")
     source.add_argument(
         "--fence-after", metavar="SECONDS", help="fail the mount when no verdict has come so long after a lost link"
+    )
+    source.add_argument(
+        "--silence-timeout", default=f"{SILENCE_TIMEOUT_S:g}", metavar="SECONDS", help="%(default)s by default"
     )
     source.add_argument("--cache", default="direct", help="direct (default) or page")
     source.add_argument(
@@ -196,9 +204,11 @@ def build(options: argparse.Namespace) -> tuple[SourceProcess | TargetProcess, s
     host, port = parse_address(options.peer)
     alone_after = None if options.alone_after is None else seconds("--alone-after", options.alone_after)
     fence_after = None if options.fence_after is None else seconds("--fence-after", options.fence_after, least=0.1)
-    if alone_after is not None and fence_after is not None and fence_after <= alone_after:
+    silence = seconds("--silence-timeout", options.silence_timeout, least=SHORTEST_SILENCE_S)
+    if alone_after is not None and fence_after is not None and fence_after <= alone_after + silence:
         raise BadConfiguration(
-            f"--fence-after {fence_after:g}: give more than --alone-after {alone_after:g}, which would never be reached"
+            f"--fence-after {fence_after:g}: give more than --silence-timeout and --alone-after together "
+            f"({silence + alone_after:g}), or the mount could fail before the verdict"
         )
     return SourceProcess(
         SourceOptions(
@@ -212,6 +222,7 @@ def build(options: argparse.Namespace) -> tuple[SourceProcess | TargetProcess, s
             extent_size=extent_size(options.extent_size),
             hot_extents=count("--hot-extents", options.hot_extents, 64, 1 << 22),
             known_objects=count("--known-objects", options.known_objects, 1000, 1 << 30),
+            silence_timeout_s=silence,
             stall_timeout_s=stall,
             tls=tls_files(options, host),
         ),

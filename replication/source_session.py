@@ -32,6 +32,7 @@ from hotpair.replication.loop_io import Loop
 from hotpair.replication.marks_message import decode_marks
 from hotpair.replication.modes import FROZEN
 from hotpair.replication.objects_io import new_identity
+from hotpair.replication.patience import Patience
 from hotpair.replication.reintegration import Reintegration
 from hotpair.replication.source import Source
 from hotpair.replication.source_copy import OwnCopy
@@ -112,10 +113,8 @@ class Session:
         self._offered: bytes | None = None
         self.phase = Phase.GREETING
         self._hello_at = 0.0
-        self._heard_at = time.monotonic()
+        self._patience = Patience(options.silence_timeout_s, options.stall_timeout_s, time.monotonic())
         self._probed_at = 0.0
-        self._progress = 0
-        self._progress_at = time.monotonic()
         self._reconnect_at = 0.0
         self._unwelcome = 0  # connections in a row that ended before the target had answered the hello
         self._flush_all = 0  # sequence number of the FLUSH_ALL that ends a reintegration, 0: none
@@ -152,7 +151,8 @@ class Session:
         self._source.out.clear()
         self._source.message(Kind.HELLO, PROTOCOL_VERSION, hello)
         self.phase = Phase.GREETING
-        self._hello_at = self._heard_at = self._progress_at = time.monotonic()
+        self._hello_at = time.monotonic()
+        self._patience.connected(self._hello_at)
         self._source.send()
 
     def _receive(self) -> None:
@@ -189,7 +189,7 @@ class Session:
                 if self.connection is not connection:
                     return
         del received[:start]
-        self._heard_at = time.monotonic()
+        self._patience.heard_at = time.monotonic()
         if connection.pending():
             self._receive()
 
@@ -206,27 +206,23 @@ class Session:
             if not self._standing.stopping and not self._give_up and now >= self._reconnect_at:
                 self.connect(now)
         else:
-            self._probe(now)
+            self._probe(now, self.connection)
 
-    def _probe(self, now: float) -> None:
+    def _probe(self, now: float, connection: Connection) -> None:
         source = self._source
         if now - self._probed_at >= PROBE_INTERVAL_S:
             self._probed_at = now
             source.message(Kind.PROBE, time.monotonic_ns())
             source.send()
-        if source.applied != self._progress or not source.inflight:
-            self._progress = source.applied
-            self._progress_at = now
-        limit = self._options.stall_timeout_s
-        if now - self._progress_at > limit:
-            self._abandon(f"no progress on outstanding operations for {limit:g} s")
-        elif now - self._heard_at > limit:
-            self._abandon(f"nothing heard from the peer for {limit:g} s")
+        reason = self._patience.look(now, connection.quiet_s(), source.applied, bool(source.inflight))
+        if reason is not None:
+            connection.abandon()
+            self.link_lost(reason)
 
-    def _abandon(self, reason: str) -> None:
-        if self.connection is not None:
-            self.connection.abandon()
-        self.link_lost(reason)
+    @property
+    def alive_at(self) -> float:
+        """When the peer's host last gave a sign."""
+        return self._patience.alive_at
 
     def greeting(self, now: float) -> bool:
         """Whether a connection is new enough that the target may still answer the hello."""

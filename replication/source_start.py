@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hotpair.replication import fuse_abi, fuse_io, journal_io, keeper, keeper_io
 from hotpair.replication.errors import BadConfiguration
-from hotpair.replication.limits import STALL_TIMEOUT_S
+from hotpair.replication.limits import SILENCE_TIMEOUT_S, STALL_TIMEOUT_S
 from hotpair.replication.transport_io import TlsFiles
 
 log = logging.getLogger("hotpair.replication")
@@ -28,6 +28,7 @@ class SourceOptions:
     extent_size: int
     hot_extents: int
     known_objects: int
+    silence_timeout_s: float = SILENCE_TIMEOUT_S
     stall_timeout_s: float = STALL_TIMEOUT_S
     tls: TlsFiles | None = None
 

@@ -54,7 +54,7 @@ class Verdicts:
         self._session = session
         self._clean_stop = clean_stop
         self._standing = standing
-        self._frozen_since = time.monotonic()
+        self._frozen_since = self._heard_until = time.monotonic()
         self.handover: Handover | None = None
         self.verification: Verification | None = None  # the last one, running or ended
         self.ceiling = 0  # bytes per second of reintegration and verify, 0: none
@@ -89,16 +89,17 @@ class Verdicts:
         after = self._alone_after_s
         if source.mode is not FROZEN:
             self._frozen_since = now
+            self._heard_until = self._session.alive_at
             self._has_served = True
         elif self._fence_after_s is not None and self._has_served and self.handover is None:
-            if now - self._frozen_since >= self._fence_after_s:
+            if now - self._heard_until >= self._fence_after_s:  # the peer counts from then, too
                 self._fence(self._fence_after_s)
         elif after is not None and self.handover is None and self._frozen_long(now, after):
             source.marks.when_idle(self.alone_now)
 
     def _fence(self, after_s: float) -> None:
         """No verdict has come in time: the peer may be about to start the VM. What the VM waits for fails."""
-        self._standing.reason = f"fenced: frozen for {after_s:g} s without a verdict"
+        self._standing.reason = f"fenced: frozen, and nothing heard of the peer for {after_s:g} s, without a verdict"
         self._standing.say(self._standing.reason)
         self._mount.abort()
         self.stop()

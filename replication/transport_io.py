@@ -5,6 +5,7 @@ Both kinds have the same three methods, so that the loops do not know which one 
 - ``send(views)`` sends from a deque of memory views and removes what was sent; True when all of it is gone.
 - ``receive(view)`` fills the view; the number of bytes, 0 when nothing is there now. Raises LinkLost at the end.
 - ``fileno()`` and ``wants_write`` for epoll.
+- ``quiet_s()``: for how long the peer's host has acknowledged nothing, whatever its process does.
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ class PlainConnection:
         """Whether something was received that epoll does not see."""
         return False
 
+    def quiet_s(self) -> float:
+        """Seconds since the peer's host has acknowledged anything."""
+        return quiet_s(self._sock)
+
     def abandon(self) -> None:
         """Have ``close`` end it at once."""
         abandon(self._sock)
@@ -144,6 +149,10 @@ class TlsConnection:
         """Whether the TLS layer holds decrypted bytes, which epoll does not see."""
         return self._sock.pending() > 0
 
+    def quiet_s(self) -> float:
+        """Seconds since the peer's host has acknowledged anything."""
+        return quiet_s(self._sock)
+
     def abandon(self) -> None:
         """Have ``close`` end it at once."""
         abandon(self._sock)
@@ -176,6 +185,18 @@ def prepare(sock: socket.socket) -> None:
     if sock.family != socket.AF_UNIX:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, TCP_NOTSENT_LOWAT_BYTES)
+
+
+LAST_ACK_RECEIVED = 8 + 12 * 4  # tcpi_last_ack_recv in struct tcp_info of linux/tcp.h: milliseconds
+
+
+def quiet_s(sock: socket.socket) -> float:
+    """Seconds since the last acknowledgement came, of data or of a probe of a closed window. 0 where there are none."""
+    if sock.family == socket.AF_UNIX:
+        return 0.0
+    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, LAST_ACK_RECEIVED + 4)
+    milliseconds: int = struct.unpack_from("=I", info, LAST_ACK_RECEIVED)[0]
+    return milliseconds / 1000
 
 
 def abandon(sock: socket.socket) -> None:

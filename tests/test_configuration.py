@@ -159,6 +159,9 @@ def test_the_limits_are_those_of_the_mirror_and_of_the_pulse() -> None:
     assert tables.EXTENT_SIZE_LARGEST == limits.EXTENT_SIZE_LARGEST
     assert module().mirror.extent_size == limits.EXTENT_SIZE
     assert module().mirror.hot_extents == limits.HOT_EXTENTS
+    assert tables.SHORTEST_SILENCE_S == limits.SHORTEST_SILENCE_S > limits.PROBE_INTERVAL_S
+    assert module().mirror.silence_timeout_s == limits.SILENCE_TIMEOUT_S
+    assert module().mirror.stall_timeout_s == limits.STALL_TIMEOUT_S
 
 
 # ---- what is refused, and how
@@ -242,8 +245,9 @@ def test_what_is_wrong_at_the_top_of_a_module(line: str, said: str) -> None:
         ('[mirror]\nextent_size = "3m"', "line 7: mirror.extent_size"),
         ("[mirror]\nextent_size = 4095", "a power of two"),
         ("[mirror]\nextent_size = 32768", "from 65536 to 1073741824"),
-        ("[mirror]\nstall_timeout_s = 1.0", "an idle link"),
-        ("[mirror]\nstall_timeout_s = 2.5", "give less than 2.5 here, or more than 2.5 for fence_after_s"),
+        ("[mirror]\nsilence_timeout_s = 1.1", "from 1.2 to 600"),
+        ("[mirror]\nsilence_timeout_s = 2.5", "give less than 2.5 here, or more than 2.5 for fence_after_s"),
+        ("[mirror]\nstall_timeout_s = 1.4", "than one that is silent: give at least 1.5"),
         ('[checkers.http]\nkind = "tpc"', 'line 7: checkers.http.kind: "tpc" is not accepted: did you mean tcp?'),
         ('[checkers.http]\nkind = "tcp"', "line 6: checkers.http.address: it is missing"),
         ('[checkers.http]\nkind = "vm-state"\naddress = "a:1"', "line 8: checkers.http.address: there is no such key"),
@@ -283,14 +287,17 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
 
 # ---- time limits
 
+FENCE = 'kind = "fence"\nfence = { command = ["/usr/local/sbin/peer-off"] }'
 
-def test_the_defaults_fit_together_with_every_arbitration_but_a_slow_command() -> None:
+
+def test_the_defaults_fit_together_with_every_arbitration() -> None:
     for lines in (
         'kind = "none"',
         'kind = "manual"',
         'kind = "ping"\nping = { addresses = ["10.0.0.254"] }',
         'kind = "etcd"\netcd = { endpoints = ["a:2379"] }',
         'kind = "witness"\nwitness = { address = "w:4811" }',
+        FENCE,
     ):
         module(pair=cluster(arbitration(lines)))
 
@@ -315,17 +322,43 @@ def test_times_just_inside_the_limits_are_accepted() -> None:
     cluster(heartbeat(timeout_s=4.7500001))
     cluster(heartbeat(timeout_s=5, fence_after_s=2.7499999))
     cluster(heartbeat(timeout_s=20, pulse_s=5))
-    module(MODULE + "[mirror]\nstall_timeout_s = 2.4999999\n")
-    module(MODULE + "[mirror]\nstall_timeout_s = 1.0000001\n")
+    module(MODULE + "[mirror]\nsilence_timeout_s = 2.4999999\n")
+    module(MODULE + "[mirror]\nsilence_timeout_s = 1.2\nstall_timeout_s = 1.2\n")
 
 
-def test_a_slow_fencing_command_needs_longer_times() -> None:
-    lines = 'kind = "fence"\nfence = { command = ["/usr/local/sbin/peer-off"] }'
-    assert "fence_after_s more than 31 and timeout_s accordingly" in one(problems_of_cluster(arbitration(lines)))
-    longer = arbitration(lines).replace("timeout_s = 5", "timeout_s = 45\nfence_after_s = 32")
-    module(pair=cluster(longer))
-    found = one(problems_of_module(MODULE + "[mirror]\nstall_timeout_s = 2", cluster(longer)))
-    assert "the fencing command 30 s" in found and "give less than 2 here" in found
+def fence(fence_after_s: float | None = None, *, command_s: float = 30, timeout_s: float = 5) -> str:
+    text = arbitration(FENCE.replace(" }", f", timeout_s = {command_s} }}")).replace("_s = 5", f"_s = {timeout_s}")
+    return (
+        text
+        if fence_after_s is None
+        else text.replace("[heartbeat]\n", f"[heartbeat]\nfence_after_s = {fence_after_s}\n")
+    )
+
+
+def test_a_survivor_waits_for_a_slow_fencing_command_and_the_peer_takes_over_no_later() -> None:
+    """The limit is longer than the command may take, and has nothing to do with timeout_s."""
+    assert cluster(fence()).heartbeat.fence_after_s == 40
+    assert cluster(fence(command_s=600)).heartbeat.fence_after_s == 610
+    assert cluster(fence(command_s=0.1)).heartbeat.fence_after_s == 10.1
+    assert cluster(fence(500)).heartbeat.fence_after_s == 500
+    assert cluster().heartbeat.fence_after_s == 2.5
+    for text in (fence(), fence(33.3), fence(33.3, timeout_s=45)):
+        assert cluster(text).heartbeat.timeout_s in (5, 45)
+
+
+@pytest.mark.parametrize("fence_after_s", [2.5, 29, 30, 33.2])
+def test_a_survivor_that_would_not_wait_for_the_fencing_command_is_refused(fence_after_s: float) -> None:
+    said = one(problems_of_cluster(fence(fence_after_s)))
+    assert said.startswith("cluster.toml, line 16: heartbeat.fence_after_s: ")
+    assert "timeout_s is 30 s): leave it out, or give more than 33.2" in said
+
+
+def test_a_module_notices_the_loss_before_the_fencing_command_is_asked() -> None:
+    silence = MODULE + "[mirror]\nsilence_timeout_s = {}\n"
+    module(silence.format(7.9), pair=cluster(fence()))
+    said = one(problems_of_module(silence.format(8), cluster(fence())))
+    assert "takes 8 s to notice it and up to 32 s to have the fencing command's answer" in said
+    assert "give less than 8 here, or more than 40 for fence_after_s" in said
 
 
 @given(

@@ -377,6 +377,13 @@ def test_every_row_has_an_example() -> None:
     assert {row[2] for row in TABLE} == set(Rule)
 
 
+def test_the_page_has_the_rows_in_the_same_order() -> None:
+    page = (Path(__file__).resolve().parent.parent / "docs" / "arbitration.md").read_text(encoding="utf-8")
+    table = page.partition("| the two records |")[2].partition("\n\n")[0]
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in table.splitlines()[2:]]
+    assert rows == [rule.value for rule in Rule]
+
+
 def test_the_tie_breaks_in_their_order() -> None:
     older, newer = replace(G, last_role="SECOND"), replace(G, term=4)
     # (mine, peer, my boot unchanged, the peer's, preferred) with the first server last of all

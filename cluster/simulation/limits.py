@@ -27,8 +27,7 @@ def ask_timeout_s(kind: Kind) -> float:
 
 
 def survives_s(kind: Kind) -> float:
-    """What a pair that has lost a host needs until it runs: the loss is certain, one claim is answered and perhaps asked
-    again, and a VM starts."""
+    """What a pair that has lost a host needs until it runs: the loss is certain, a claim is answered, a VM starts."""
     return TIMEOUT_S + 10.0 + (FENCE_TIMEOUT_S if kind is Kind.FENCE else 0.0)
 
 
