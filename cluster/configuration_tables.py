@@ -78,7 +78,7 @@ HEARTBEAT = (
         "fence_after_s",
         number(0.1, 3600),
         Derived(f"{FENCE_AFTER_S:g}, for fence its timeout_s + {FENCE_ROOM_S:g}"),
-        "A primary whose writes are frozen and whose mirror hears nothing for so long stops its VM. Pulses do not count",
+        "A primary whose writes are frozen and whose mirror hears nothing for so long stops its VM, pulses or not",
     ),
     Key("vm_kill_s", number(0.05, 600), 0.5, "A VM that is being killed writes no more after so long, at most"),
     Key("port", _PORT, 4810, "UDP port of the pulses"),
