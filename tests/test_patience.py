@@ -109,3 +109,35 @@ def test_a_cut_link_is_silent_and_a_process_that_hangs_is_not() -> None:
     command = ["unshare", "--net", sys.executable, "-c", CUT_OFF]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd="/")
     assert done.stdout == "True True\n", done.stderr
+
+
+CUT_THE_CABLE = """
+import subprocess, sys, time
+sys.path.append({repository!r})
+subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+from tests.faults import said, write_file
+from tests.mirror_pair import MirrorPair
+with MirrorPair(source_arguments=["--fence-after", "4", "--silence-timeout", "2.5"]) as pair:
+    pair.start()
+    write_file(pair, "file")
+    source, pair.source = pair.source, None
+    cut_at = time.monotonic()
+    subprocess.run(["ip", "link", "set", "lo", "down"], check=True)
+    said(source, "link lost: silence: the peer's host has acknowledged nothing for 2.5 s")
+    said(source, "fenced")
+    took = time.monotonic() - cut_at
+    source.wait_end(30)
+    source.close()
+    print("fenced after", took)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a network of its own needs root")
+def test_a_source_that_is_cut_off_fences_itself_as_long_after_the_last_sign_as_it_says() -> None:
+    """Not after the link counted as lost, which comes later: the peer counts from the last sign as well."""
+    repository = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    script = CUT_THE_CABLE.format(repository=repository)
+    command = ["unshare", "--net", sys.executable, "-P", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False, cwd="/")
+    assert done.stdout.startswith("fenced after "), done.stderr
+    assert 2.9 < float(done.stdout.split()[-1]) < 5.5, "some 6.5 s when it counts from the loss"
