@@ -53,6 +53,14 @@ def test_a_frozen_primary_waits_longer_than_its_module_for_a_fencing_command() -
         assert limit < asks < cluster.heartbeat.fence_after_s
 
 
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind is not Kind.FENCE])
+def test_a_frozen_primary_can_ask_again_before_it_fences_itself(kind: Kind) -> None:
+    cluster = pair(kind)
+    module = parse_module('directory = "/vm"\nmirror_port = 5600\n[vm]\ndriver = "qemu"\n', "web", cluster)
+    left_s = cluster.heartbeat.fence_after_s - module.mirror.silence_timeout_s
+    assert settings_of(module, cluster, "alpha").retry_s < left_s
+
+
 def test_each_server_sees_itself_and_its_peer() -> None:
     lines = 'preferred = "beta"\ndata_on = "alpha"\nfailback = "automatic"\nsplit_brain = "most-changes"'
     cluster = pair(Kind.NONE)
