@@ -171,7 +171,7 @@ class Draft:
         self.do(Ask(claim))
         self.do(SetTimer(Timer.ANSWER, settings.ask_timeout_s))
         self.change(asking=claim)
-        if purpose is not Purpose.SETTLE:  # nothing waits for that
+        if purpose is not Purpose.SETTLE and module.reason not in _ASKED_BEFORE:  # nothing waits for a settlement
             self.because(Reason.ASKING)
 
     def go_alone(self, epoch: int | None, *, is_forced: bool = False) -> None:
@@ -193,6 +193,10 @@ class Draft:
         self.store(new)
         self.start_mirror(Role.SOURCE, alone=True)
         self.enter(State.ALONE)
+
+
+# They say that it is asked again.
+_ASKED_BEFORE = (Reason.ARBITER_UNREACHABLE, Reason.ARBITER_REFUSED, Reason.ARBITER_BEHIND)
 
 
 def _told_at_once(module: Module) -> PeerView:

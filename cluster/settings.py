@@ -7,10 +7,14 @@ from hotpair.cluster.configuration import Cluster, Module
 from hotpair.cluster.module_values import Settings
 from hotpair.cluster.record import Side
 
+# Between two questions: a primary that holds writes has no time to lose, a management controller is not hurried
+_RETRY_S = 0.5
+_RETRY_FENCE_S = 5.0
 
-# Between two questions. A primary that holds its VM's writes has no time to lose; a management controller is not hurried.
-RETRY_S = 0.5
-RETRY_FENCE_S = 5.0
+
+def retry_s(kind: Kind) -> float:
+    """How long after a question that was not answered it is put again."""
+    return _RETRY_FENCE_S if kind is Kind.FENCE else _RETRY_S
 
 
 def settings_of(module: Module, cluster: Cluster, server: str) -> Settings:
@@ -28,7 +32,7 @@ def settings_of(module: Module, cluster: Cluster, server: str) -> Settings:
         preferred=sides[module.preferred],
         data_on=sides[module.data_on],
         automatic_failback=module.failback == "automatic",
-        retry_s=RETRY_FENCE_S if kind is Kind.FENCE else RETRY_S,
+        retry_s=retry_s(kind),
         ask_timeout_s=cluster.arbitration.answered_s,
         split_brain=module.split_brain,
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 from hotpair.cluster.module_values import Module, PeerView, Settings, Vm, view
 from hotpair.cluster.record import Side
+from hotpair.cluster.settings import retry_s
 from hotpair.cluster.simulation import limits
 from hotpair.cluster.simulation.actions import Scope
 from hotpair.cluster.simulation.faults import Plan
@@ -21,7 +22,6 @@ from hotpair.cluster.simulation.pulses import Ear, Paths
 from hotpair.cluster.simulation.watch import Result, Watch
 from hotpair.cluster.simulation.world import World, change, pair_apart, pair_in_sync, settings, under_policies
 
-RETRY_S = 5.0
 BUSY_S = 20.0  # after a fault the VM writes a lot
 
 FIRST_ID = 1000  # above all ids of the worlds' starts
@@ -133,7 +133,7 @@ def _settings(plan: Plan, s: int) -> Settings:
     return replace(
         settings(plan.kind, s, plan.policies[s]),
         ask_timeout_s=limits.ask_timeout_s(plan.kind),
-        retry_s=RETRY_S,
+        retry_s=retry_s(plan.kind),
         preferred=preferred,
         automatic_failback=plan.fails_back,
     )
