@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from hotpair.cluster.arbitration import Kind
+from hotpair.cluster.module_values import Mirror, MirrorMode, Role
+from hotpair.cluster.record import go_alone
 from hotpair.cluster.simulation.batch import Summary, life, lives, outcome, shrink
 from hotpair.cluster.simulation.faults import MOST_FAULTS, QUIET_FROM_S, plan
 from hotpair.cluster.simulation.timed import simulate
+from hotpair.cluster.simulation.watch import Result, Violation, Watch
+from hotpair.cluster.simulation.world import BOOT, change, named, pair_in_sync
 from hotpair.simulate_command import main
 from tests.protocol_mutants import MUTANTS, broken, hunt
 from tests.story import Story, StoryWrong
@@ -82,6 +87,46 @@ def test_every_fault_happens_and_ends_in_time() -> None:
 def test_lives_in_several_processes_are_the_same() -> None:
     ordered = sorted(lives(Kind.NONE, range(6), processes=2), key=lambda result: result.seed)
     assert ordered == list(lives(Kind.NONE, range(6)))
+
+
+# ---- what two failures at the same time may cost, and nothing beyond it
+
+LOST, KEPT = 0b001, 0b110  # acknowledged writes: gone with the power of b, and still there
+
+
+@pytest.mark.parametrize(
+    ("case", "is_excused"),
+    [("granted", True), ("died in that step", True), ("peer heard", False), ("another write is gone", False),
+     ("flushed", False), ("in sync again since", False), ("still there", True)],
+)  # fmt: skip
+def test_only_what_a_power_cut_has_cost_is_excused(case: str, is_excused: bool) -> None:
+    """b was SECOND, has lost its power, comes back and goes on alone without what it has lost."""
+    green = pair_in_sync(Kind.WITNESS, 0, 0)
+    module, record = green.servers[1].module, green.servers[1].record
+    assert module is not None and record is not None
+    if case != "peer heard":
+        module = replace(module, peer=None)
+    before = change(
+        change(green, 0, up=False, module=None, mirror=None, vm=False, copy=LOST | KEPT, dirty=LOST | KEPT),
+        1, module=module, mirror=None, copy=LOST | KEPT if case == "still there" else KEPT,
+    )._replace(acked=LOST | KEPT, wire=-1)  # fmt: skip
+    watch = Watch(Kind.WITNESS, before, Result(0, Kind.WITNESS.value))
+    watch.fragile[1] = LOST
+    watch.flushed = LOST if case == "flushed" else 0
+    if case == "in sync again since":
+        before = watch.check(change(before, 1, record=replace(record, inconsistent=True, in_sync=False)), before, 1.0)
+    solo = go_alone(record, named(9), granted_epoch=1, boot=BOOT)
+    after = change(before, 1, record=solo, module=None if case == "died in that step" else module)
+    if case == "another write is gone":
+        after = change(after, 1, copy=KEPT & -KEPT)
+    after = watch.check(before, after, 2.0)
+    runs = change(after, 1, mirror=Mirror(Role.SOURCE, MirrorMode.ALONE), vm=True)
+    if is_excused:
+        watch.check(after, runs, 3.0)
+        assert runs.acked == (LOST | KEPT if case == "still there" else KEPT)
+    else:
+        with pytest.raises(Violation, match="nothing_lost"):
+            watch.check(after, runs, 3.0)
 
 
 # ---- bugs are noticed

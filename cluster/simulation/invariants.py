@@ -133,6 +133,12 @@ def _knows_a_reason(before: World, after: World, s: int, own: Record) -> bool:
     return False
 
 
+def is_unheard(old: Server, new: Server) -> bool:
+    """Whether the control plane that made this change did not hear the peer; it may have died in the same step."""
+    module = new.module or old.module
+    return module is not None and module.peer is None
+
+
 def begins_from_solo(before: World, after: World, t: int) -> bool | None:
     """Whether the reintegration that begins on t in this change has a source that is solo; None: none begins."""
     old, new = before.servers[t].mirror, after.servers[t].mirror
