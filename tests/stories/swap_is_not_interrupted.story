@@ -1,0 +1,10 @@
+# Found by simulation: the old primary hears the new one's generation in a pulse before its own mirror has reported that
+# it is being copied to. It must not take that for a peer that has gone on without it: the link stays, and nobody asks.
+policy witness
+run 20
+a: swap
+run 20                      | b PRIM green vm, a SECOND green, arbiter 0 None
+b: swap
+run 20                      | a PRIM green vm, b SECOND green, arbiter 0 None
+a: swap
+run 20                      | b PRIM green vm, a SECOND green, arbiter 0 None, copies equal
