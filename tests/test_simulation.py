@@ -192,3 +192,57 @@ def test_arguments_that_make_no_sense_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
+
+
+# ---- a split brain's policy
+
+
+def test_a_policy_ends_the_same_life_another_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In several processes as in one; the results name the policy."""
+    results: dict[str, list[dict[str, object]]] = {}
+    for name, more in (("manual", ()), ("most-changes", ()), ("most-changes", ("--jobs", "2"))):
+        file = tmp_path / "lives.json"
+        given = ["--seeds", "24", "--policy", "none", "--split-brain", name, "--json", str(file), *more]
+        assert main(given) == 0
+        assert (name in capsys.readouterr().out) == (name != "manual")
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        results[" ".join((name, *more))] = sorted(lines, key=lambda line: line["seed"])
+    manual, policy = results["manual"], results["most-changes"]
+    assert results["most-changes --jobs 2"] == policy
+    assert {line["split_brain_policy"] for line in policy} == {"most-changes"}
+    split = [line["seed"] for line in manual if line["split_brain"] and line["for_operator"]]
+    assert len(split) > 3
+    ended = [line["seed"] for line in policy if line["seed"] in split and not line["for_operator"]]
+    assert len(ended) > len(split) / 2
+    assert all(plan(seed, Kind.NONE).faults == plan(seed, Kind.NONE, "most-changes").faults for seed in range(24))
+
+
+@pytest.mark.parametrize("policy", ["former-primary", "most-changes", "server:a", "server:b"])
+def test_no_promise_is_broken_under_a_policy(policy: str) -> None:
+    summary = Summary()
+    for result in lives(Kind.NONE, range(500, 530), policy=policy):
+        summary.add(result)
+    assert summary.wrong == []
+    assert summary.outcomes["split brain"] > 3
+
+
+def test_what_replays_a_seed_names_the_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "link loss alone promotes")
+    with broken(mutant):
+        assert main(["--seeds", "10", "--policy", "none", "--split-brain", "server:b", "--shrink"]) == 1
+        printed = capsys.readouterr().out
+        replays = [line.strip() for line in printed.splitlines() if line.strip().startswith("hotpair simulate")]
+        assert any("--only" in line for line in replays)
+        for line in replays[:2]:
+            assert " --split-brain server:b " in line
+            assert main(line.split()[2:]) == 1
+            printed = capsys.readouterr().out
+            assert "VIOLATION" in printed and "none, server:b, starts" in printed
+
+
+@pytest.mark.parametrize("policy", ["luck", "", "server:", "server:c", "Manual"])
+def test_a_policy_that_there_is_not_is_refused(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--split-brain", policy]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert "--split-brain" in said.err and "former-primary" in said.err

@@ -37,7 +37,7 @@ class Life:
         self.plan = plan
         self.kind = plan.kind
         self.now = 0.0
-        self.result = Result(plan.seed, plan.kind.value)
+        self.result = Result(plan.seed, plan.kind.value, split_brain_policy=plan.policies[0])
         self.world: World = world or (pair_apart if plan.starts_apart else pair_in_sync)(plan.kind, 0, 0)
         self.scope = Scope(plan.kind)
         self.tell = tell

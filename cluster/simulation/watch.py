@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from hotpair.cluster.arbitration import Kind
 from hotpair.cluster.simulation import invariants
 from hotpair.cluster.simulation.world import NAMES, World
+from hotpair.cluster.split_brain import MANUAL
 
 GAP_S = 0.2  # a shorter pause is not counted as one
 CAUSE_S = 30.0  # a pause belongs to the last fault before it, if that is not longer ago
@@ -21,8 +22,9 @@ UNEXPLAINED_S = 20.0  # a split brain needs a reason that is not longer ago
 class Result:
     """What one life came to. `wrong` is empty, or says which invariant did not hold at `at_s`.
 
-    gaps      (begin, seconds, name of the fault that it came after)
-    faults    names of those that happened
+    gaps                (begin, seconds, name of the fault that it came after)
+    faults              names of those that happened
+    split_brain_policy  of both servers
     """
 
     seed: int
@@ -36,6 +38,7 @@ class Result:
     split_brain: bool = False
     overridden: bool = False
     for_operator: bool = False
+    split_brain_policy: str = MANUAL
 
 
 class Violation(Exception):
