@@ -54,6 +54,7 @@ class Life:
         self.beats = [float("inf"), float("inf")]
         self.views: list[tuple[Module, PeerView] | None] = [None, None]
         self.incarnations = 0
+        self.connections = 0
         self.down_until = [0.0, 0.0]
         self.control_until = [0.0, 0.0]
         self.frozen_until = {(part, s): 0.0 for part in (CONTROL, MIRROR) for s in (0, 1)}

@@ -7,5 +7,5 @@ fault a: control plane dies for 45
 run 3
 fault b: death between two effects, control plane after 1 for 25
 fault b: power cut for 15
-run 24                      | b solo epoch=1 not-ALONE, arbiter 1 b, a in_sync
+run 24                      | b solo epoch=2 not-ALONE, arbiter 2 b, a in_sync
 run 70                      | b PRIM green vm, a SECOND green, copies equal
