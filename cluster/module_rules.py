@@ -180,6 +180,11 @@ def is_given_up(own: Record | None) -> bool:
     return own is not None and own.solo and own.inconsistent
 
 
+def is_unrelated(module: Module) -> bool:
+    """Both went on and no policy can tell how to end it: after a split brain in which an operator forced one side."""
+    return module.peer is not None and meeting(module, module.peer).rule is Rule.UNRELATED
+
+
 _SPLIT_BRAIN = {
     Why.MANUAL: Reason.SPLIT_BRAIN,
     Why.NO_SPLIT_BRAIN: Reason.SPLIT_BRAIN,

@@ -140,6 +140,15 @@ def hear_peer(life: Life, s: int, view: PeerView) -> None:
     take(life, s, PeerHeard(view))
 
 
+def is_number_old(life: Life, s: int) -> bool:
+    """Whether the next pulse must say another number: in a split brain the policy compares what both say."""
+    module = life.world.servers[s].module
+    if module is None or module.peer is None or life.settings[s].split_brain == MANUAL:
+        return False
+    both_alone = all(record is not None and record.solo for record in (module.record, module.peer.record))
+    return both_alone and module.bytes_changed != _number(life, s)
+
+
 def _is_behind(server: Server, module: Module, view: PeerView) -> bool:
     """Whether the last report is older than the pulse: what its record says may have been done with this mirror."""
     shows_another = module.peer is None or module.peer.record != view.record
