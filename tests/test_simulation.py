@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from hotpair.cluster import module_rules
 from hotpair.cluster.arbitration import Kind
 from hotpair.cluster.module_values import Mirror, MirrorMode, Role
 from hotpair.cluster.record import go_alone
@@ -224,6 +225,12 @@ def test_no_promise_is_broken_under_a_policy(policy: str) -> None:
         summary.add(result)
     assert summary.wrong == []
     assert summary.outcomes["split brain"] > 3
+
+
+def test_a_policy_that_ends_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_rules, "must_give_up", lambda module, decided: False)
+    wrong = [result.wrong for result in lives(Kind.NONE, range(16), policy="server:a") if result.wrong]
+    assert wrong and set(wrong) == {"liveness: the policy does not end the split brain"}
 
 
 def test_what_replays_a_seed_names_the_policy(capsys: pytest.CaptureFixture[str]) -> None:
