@@ -61,7 +61,7 @@ def take(life: Life, s: int, event: Event) -> None:
     if life.tell is not None and effects:
         names = ", ".join(telling.name(effect) for effect in effects)
         life.say(f"{NAMES[s]}: {telling.name(event)} -> {module.state.value}: {names}")
-    life.world = change(actions.overridden(life.world, event, effects), s, module=module)
+    life.world = change(actions.overridden(life.world, module, event, effects), s, module=module)
     life.result.overridden |= life.world.overridden
     death = life.death[s]
     material = sum(isinstance(effect, MATERIAL) for effect in effects)
