@@ -35,17 +35,17 @@ TICK_S = 0.2  # how often results are fetched, and whether to stop is looked at
 
 
 def main(arguments: Sequence[str]) -> int:
-    descriptor, address, kind, first, end = arguments
+    descriptor, address, kind, policy, first, end = arguments
     pipe = Connection(int(descriptor))
     os.chdir("/")  # Ray lets the workers import from the driver's directory: a checkout would hide the package there
     try:
-        pipe.send(_connected(pipe, address, Kind(kind), range(int(first), int(end))))
+        pipe.send(_connected(pipe, address, Kind(kind), policy, range(int(first), int(end))))
     except (BrokenPipeError, ConnectionResetError):  # nobody listens any more: the tasks are cancelled by now
         return 0
     return 0
 
 
-def _connected(pipe: Connection, address: str, kind: Kind, seeds: range) -> Refused | Ended:
+def _connected(pipe: Connection, address: str, kind: Kind, policy: str, seeds: range) -> Refused | Ended:
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
@@ -55,7 +55,7 @@ def _connected(pipe: Connection, address: str, kind: Kind, seeds: range) -> Refu
         if why:
             return Refused(why)
         pipe.send(Started())
-        return _spread(pipe, kind, seeds)
+        return _spread(pipe, kind, policy, seeds)
     finally:
         ray.shutdown()
 
@@ -78,11 +78,11 @@ def installed() -> str:
     return f"{version} (code {code.hexdigest()[:8]})"
 
 
-def run(expected: str, kind: str, first: int, end: int) -> list[Result]:
+def run(expected: str, kind: str, policy: str, first: int, end: int) -> list[Result]:
     here = installed()
     if here != expected:  # a machine that has joined since the start
         raise RuntimeError(f"hotpair here is {expected}, on {os.uname().nodename} it is {here}")
-    return list(lives(Kind(kind), range(first, end)))
+    return list(lives(Kind(kind), range(first, end), policy=policy))
 
 
 # ---- the tasks
@@ -108,7 +108,7 @@ def _other_versions() -> str:
     return ""
 
 
-def _spread(pipe: Connection, kind: Kind, seeds: range) -> Ended:
+def _spread(pipe: Connection, kind: Kind, policy: str, seeds: range) -> Ended:
     task = ray.remote(num_cpus=1, max_retries=RETRIES, retry_exceptions=False)(run)
     own = installed()
     waiting = iter(range(seeds.start, seeds.stop, CHUNK))
@@ -117,7 +117,7 @@ def _spread(pipe: Connection, kind: Kind, seeds: range) -> Ended:
     try:
         while failed < MOST_FAILED:
             for first in islice(waiting, max(_room() - len(given), 0)):
-                given[task.remote(own, kind.value, first, chunk_of(seeds, first).stop)] = first
+                given[task.remote(own, kind.value, policy, first, chunk_of(seeds, first).stop)] = first
             if not given:
                 return Ended("")
             ready, _ = ray.wait(list(given), num_returns=len(given), timeout=TICK_S)

@@ -21,6 +21,7 @@ from typing import IO
 from hotpair.cluster.arbitration import Kind
 from hotpair.cluster.simulation.batch import CHUNK, Lost
 from hotpair.cluster.simulation.watch import Result
+from hotpair.cluster.split_brain import MANUAL
 
 REACH_S = 5.0  # for a connection to the address, before Ray is asked at all
 START_S = 60.0  # until the cluster has answered and every machine has said its version; Ray's own limits are below that
@@ -79,16 +80,19 @@ class Ended:
 
 
 @contextmanager
-def lives_on_ray(address: str, kind: Kind, seeds: range, start_s: float = START_S) -> Iterator[Iterator[Result | Lost]]:
+def lives_on_ray(
+    address: str, kind: Kind, seeds: range, policy: str = MANUAL, *, start_s: float = START_S
+) -> Iterator[Iterator[Result | Lost]]:
     """Connected when entered. One result for each seed, as they are ready; a seed without one is part of a `Lost`.
 
-    `address` is HOST:PORT of the cluster's head, or "auto". Raises ClusterRefused, within the times above.
+    `address` is HOST:PORT of the cluster's head, or "auto"; `policy` as in `lives`. Raises ClusterRefused, within the
+    times above.
     """
     _reach(address)
     ours, theirs = Pipe()
     descriptor = theirs.fileno()
     command = [sys.executable, "-P", "-m", "hotpair.actors.simulation_driver"]
-    command += [str(descriptor), address, kind.value, str(seeds.start), str(seeds.stop)]
+    command += [str(descriptor), address, kind.value, policy, str(seeds.start), str(seeds.stop)]
     with tempfile.TemporaryFile() as log, closing(ours):
         with closing(theirs):
             # a session of its own: Ctrl-C is for us, and reaches it through the pipe

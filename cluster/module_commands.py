@@ -101,7 +101,11 @@ def _declare_current(draft: Draft, purpose: Purpose) -> str:
         draft.start_mirror(Role.SOURCE, alone=True)
         return ""
     if not rules.current(module):
-        return f"This copy is {'inconsistent' if own.inconsistent else 'outdated'}."
+        what = "inconsistent" if own.inconsistent else "outdated"
+        if purpose is not Purpose.OPERATOR_FORCED:
+            return f"This copy is {what}. If there is no better one any more: prim --force."
+        if module.peer is not None and record.is_usable(module.peer.record):
+            return f"This copy is {what}, and the peer has a usable one: start it there."
     if module.mirror is not None and (not rules.frozen(module) or rules.linked(module)):
         draft.stop_mirror()
         return "The mirror is being stopped: try again."
@@ -128,7 +132,7 @@ def _become_second(draft: Draft, *, is_full: bool) -> str:
     peer, own = module.peer, module.record
     if module.state in (State.PRIM, State.SECOND) or module.plan is not None:
         return "It has its role in the pair: swap, or stop it first."
-    if peer is None or peer.record is None or peer.record.inconsistent or peer.record.outdated:
+    if peer is None or not record.is_usable(peer.record):
         return "The peer's copy is not known to be usable: this one is not given up."
     if own is None:
         return _start(draft)

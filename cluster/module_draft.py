@@ -181,7 +181,7 @@ class Draft:
         """
         module = self.module
         record = module.record
-        assert record is not None and rules.current(module)
+        assert record is not None and (is_forced or rules.current(module))
         change = rules.overriding if is_forced else rules.alone
         new = change(module, self.fresh(), epoch)
         self.forget_questions()

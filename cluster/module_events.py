@@ -45,7 +45,13 @@ class Started:
 
 @dataclass(frozen=True)
 class PeerHeard:
-    """A pulse that is newer than the last one, over any network; the failure detector believes it."""
+    """A pulse that is newer than the last one, over any network; the failure detector believes it.
+
+    When it shows another record than the last one did, the mirror is asked for its report first, as long as it answers
+    within a moment. What the peer's record says may have been made with this very mirror: beside an older report a
+    reintegration that has just begun looks as if the peer had gone on without this copy, and its target is stopped.
+    Nothing is lost in the other order either.
+    """
 
     view: PeerView
 

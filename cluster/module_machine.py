@@ -213,7 +213,7 @@ def _try_later(draft: Draft, reason: Reason) -> None:
 
 def _granted(draft: Draft, purpose: Purpose, epoch: int | None) -> None:
     module = draft.module
-    if not rules.may_use_grant(module):
+    if not rules.may_use_grant(module, purpose):
         return
     if module.mirror is None or rules.frozen(module):
         draft.go_alone(epoch, is_forced=purpose is Purpose.OPERATOR_FORCED)

@@ -34,8 +34,7 @@ def boot_unchanged(of: Record | None, boot: str) -> bool:
 
 def current(module: Module) -> bool:
     """Whether this copy could be run at all: never an outdated one, never a half-copied one."""
-    own = module.record
-    return own is not None and not own.outdated and not own.inconsistent
+    return record.is_usable(module.record)
 
 
 def linked(module: Module) -> bool:
@@ -96,9 +95,12 @@ def verdict(module: Module, claim: Claim, answer: Answer) -> Verdict:
     return arbitration.judge(module.settings.kind, claim, answer)
 
 
-def may_use_grant(module: Module) -> bool:
-    """A grant that comes after a reconnect, or to a copy that is outdated by now, is not used [R6]."""
-    return current(module) and not linked(module)
+def may_use_grant(module: Module, purpose: Purpose) -> bool:
+    """A grant that comes after a reconnect, or to a copy that is outdated by now, is not used [R6].
+
+    Unless the operator has said that there is no better copy.
+    """
+    return (current(module) or purpose is Purpose.OPERATOR_FORCED) and not linked(module)
 
 
 # ---- consent
@@ -178,6 +180,11 @@ def is_kept(module: Module, view: PeerView) -> bool:
 def is_given_up(own: Record | None) -> bool:
     """This copy lost a split brain and nothing of it is overwritten yet: the first write of a target ends `solo`."""
     return own is not None and own.solo and own.inconsistent
+
+
+def is_unrelated(module: Module) -> bool:
+    """Both went on and no policy can tell how to end it: after a split brain in which an operator forced one side."""
+    return module.peer is not None and meeting(module, module.peer).rule is Rule.UNRELATED
 
 
 _SPLIT_BRAIN = {

@@ -65,7 +65,10 @@ def alone_state(draft: Draft) -> None:
         return
     if mirror.mode in (MirrorMode.ALONE, MirrorMode.FILLING):
         draft.start_vm()
-    draft.because(Reason.NOTHING if decided is None else rules.reason_of(decided, module))
+    if decided is not None:
+        draft.because(rules.reason_of(decided, module))
+    else:
+        draft.because(Reason.UNRELATED if not mirror.linked and rules.is_unrelated(module) else Reason.NOTHING)
 
 
 def _plan_alone(draft: Draft, plan: Plan) -> None:

@@ -171,6 +171,10 @@ def _propose(draft: Draft, peer: PeerView) -> None:
         draft.stop_mirror()
         return
     role = Role.SOURCE if met.source is Side.ME else Role.TARGET
+    if role is Role.SOURCE and module.record is not None and not rules.current(module):
+        draft.because(Reason.OUTDATED)  # nobody's copy is better, and this one is no source: the mirror would refuse
+        draft.stop_mirror()
+        return
     mirror = draft.module.mirror
     if mirror is not None and mirror.role is not role:
         draft.stop_mirror()

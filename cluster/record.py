@@ -301,11 +301,17 @@ def override(
 ) -> Record:
     """The operator declares this copy current against all odds (prim --force): a new generation without a base.
 
-    So the next meeting finds an ancestor or nothing known, and compares in full.
+    So the next meeting finds an ancestor or nothing known, and compares in full. One that was inconsistent or outdated
+    descends from nothing: should a better one turn up after all, nothing is copied over it before the operator chooses.
     """
-    assert not record.inconsistent and not record.outdated, "an inconsistent or outdated copy is never declared current"
-    fresh = go_alone(replace(record, solo=False), new_generation, granted_epoch=granted_epoch, boot=boot)
-    return replace(fresh, base=None)
+    sound = replace(record, solo=False, inconsistent=False, outdated=False)
+    fresh = replace(go_alone(sound, new_generation, granted_epoch=granted_epoch, boot=boot), base=None)
+    return fresh if is_usable(record) else replace(fresh, ancestors=())
+
+
+def is_usable(record: Record | None) -> bool:
+    """Whether a VM could be run on a copy with this record."""
+    return record is not None and not record.inconsistent and not record.outdated
 
 
 def agree_on_epoch(record: Record, epoch: int) -> Record:

@@ -21,10 +21,13 @@ from hotpair.cluster.simulation.batch import Lost, Summary, lives, quantile, shr
 from hotpair.cluster.simulation.faults import END_S, Plan, plan
 from hotpair.cluster.simulation.timed import simulate
 from hotpair.cluster.simulation.watch import Result
+from hotpair.cluster.simulation.world import NAMES
+from hotpair.cluster.split_brain import MANUAL, SERVER, WORDS
 
 MOST_SEEDS = 10_000_000
 MOST_SHOWN = 5  # failing seeds printed
 INTERRUPTED = 130  # what a shell makes of Ctrl-C
+POLICIES = (*WORDS, *(SERVER + name for name in NAMES))  # for a split brain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,6 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--jobs: from 1 to four for each processor")
     if given.only is not None and given.seed is None:
         parser.error("--only goes with --seed: the numbers are those of one seed's faults")
+    if given.split_brain not in POLICIES:
+        print(
+            f"hotpair simulate: --split-brain: {given.split_brain!r} is none of {', '.join(POLICIES)}", file=sys.stderr
+        )
+        return 2
     kind = Kind(given.policy)
     if given.seed is not None:
         return _one(parser, kind, given)
@@ -65,6 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=1000, help="how many (default 1000)")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first one (default 0)")
     parser.add_argument("--policy", choices=[kind.value for kind in Kind], default="witness", help="arbitration")
+    parser.add_argument(
+        "--split-brain",
+        metavar="POLICY",
+        default=MANUAL,
+        help=f"whose changes stay after a split brain, on both servers: {', '.join(POLICIES)} (default {MANUAL})",
+    )
     parser.add_argument("--jobs", type=int, help="processes (default 1)")
     parser.add_argument("--json", metavar="FILE", help="write the result of each seed there, one line each")
     parser.add_argument("--shrink", action="store_true", help="shorten a failing seed's list of faults")
@@ -75,17 +89,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def command_for(kind: Kind, seed: int, only: tuple[int, ...] | None = None) -> str:
+def command_for(kind: Kind, seed: int, only: tuple[int, ...] | None = None, policy: str = MANUAL) -> str:
     """What to type to see this seed again."""
+    split_brain = "" if policy == MANUAL else f" --split-brain {policy}"
     chosen = "" if only is None else f" --only {','.join(str(number) for number in only) or 'none'}"
-    return f"hotpair simulate --policy {kind.value} --seed {seed}{chosen} --trace"
+    return f"hotpair simulate --policy {kind.value}{split_brain} --seed {seed}{chosen} --trace"
 
 
 # ---- one seed
 
 
 def _one(parser: argparse.ArgumentParser, kind: Kind, given: argparse.Namespace) -> int:
-    whole = plan(given.seed, kind)
+    whole = plan(given.seed, kind, given.split_brain)
     chosen = tuple(range(len(whole.faults)))
     if given.only is not None:
         try:
@@ -103,7 +118,8 @@ def _one(parser: argparse.ArgumentParser, kind: Kind, given: argparse.Namespace)
 
 
 def _print_faults(whole: Plan, chosen: Sequence[int]) -> None:
-    print(f"seed {whole.seed}, {whole.kind.value}, starts {'apart' if whole.starts_apart else 'in sync'}:")
+    policy = "" if whole.policies[0] == MANUAL else f", {whole.policies[0]}"
+    print(f"seed {whole.seed}, {whole.kind.value}{policy}, starts {'apart' if whole.starts_apart else 'in sync'}:")
     for number in chosen:
         print(f"  {number:2} at {whole.faults[number].describe()}")
 
@@ -120,7 +136,7 @@ def _print_shrunk(whole: Plan) -> None:
     print(f"{len(whole.faults)} faults shrunk to {len(kept)}, at {result.at_s} s: {result.wrong}")
     for number in kept:
         print(f"  {number:2} at {whole.faults[number].describe()}")
-    print(f"  {command_for(whole.kind, whole.seed, kept)}")
+    print(f"  {command_for(whole.kind, whole.seed, kept, whole.policies[0])}")
 
 
 # ---- many seeds
@@ -148,12 +164,12 @@ def _many(kind: Kind, given: argparse.Namespace) -> int:
             wrong = f": {len(summary.wrong)} wrong" if summary.wrong else ""
             missing = f", {sum(len(one.seeds) for one in lost)} lost" if lost else ""
             progress.update(task, advance=advance, description=f"{kind.value}{wrong}{missing}")
-    _print_summary(summary, kind, time.monotonic() - began)
+    _print_summary(summary, kind, given.split_brain, time.monotonic() - began)
     for failing in sorted(summary.wrong, key=lambda result: result.seed)[:MOST_SHOWN]:
         print(f"VIOLATION seed {failing.seed} at {failing.at_s} s: {failing.wrong}")
-        print(f"  {command_for(kind, failing.seed)}")
+        print(f"  {command_for(kind, failing.seed, policy=given.split_brain)}")
         if given.shrink:
-            _print_shrunk(plan(failing.seed, kind))
+            _print_shrunk(plan(failing.seed, kind, given.split_brain))
     _print_lost(lost)
     return 1 if summary.wrong else 3 if lost else 0
 
@@ -161,8 +177,8 @@ def _many(kind: Kind, given: argparse.Namespace) -> int:
 def _results(kind: Kind, given: argparse.Namespace) -> AbstractContextManager[Iterator[Result | Lost]]:
     seeds = range(given.first, given.first + given.seeds)
     if given.ray is not None:
-        return lives_on_ray(given.ray, kind, seeds)
-    return nullcontext(lives(kind, seeds, given.jobs))
+        return lives_on_ray(given.ray, kind, seeds, given.split_brain)
+    return nullcontext(lives(kind, seeds, given.jobs, given.split_brain))
 
 
 def _print_lost(lost: Sequence[Lost]) -> None:
@@ -170,9 +186,10 @@ def _print_lost(lost: Sequence[Lost]) -> None:
         print(f"LOST seeds {one.seeds.start} to {one.seeds.stop - 1}: {one.why}")
 
 
-def _print_summary(summary: Summary, kind: Kind, seconds: float) -> None:
+def _print_summary(summary: Summary, kind: Kind, policy: str, seconds: float) -> None:
     console = Console()
-    table = Table(title=f"{summary.seeds} seeds, {kind.value}: faults and service gaps (seconds)")
+    with_policy = "" if policy == MANUAL else f", {policy}"
+    table = Table(title=f"{summary.seeds} seeds, {kind.value}{with_policy}: faults and service gaps (seconds)")
     columns = ("fault", "times", "gaps", "median", "95 %", "longest", "split brain", "overridden", "violations")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)

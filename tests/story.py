@@ -18,8 +18,8 @@ then one thing a line, in order, with what is expected beside it:
     run 5                       | a ALONE vm, b WAIT, arbiter 1 a, copies equal, one server runs
 
 For a server: its state (or `down`), `green`, `vm`, record flags, `epoch=1`, `reason=NAME`, and `not-` before any of
-them; `a never-stopped` is about its VM, all the time; `a has 3` and `a lacks 3` are about the numbered writes that its
-copy began with. The invariants are checked all the time.
+them; `a never-stopped` is about its VM, all the time; `connections 2`: that many hellos so far; `a has 3` and
+`a lacks 3` are about the numbered writes that its copy began with. The invariants are checked all the time.
 """
 
 from __future__ import annotations
@@ -164,6 +164,8 @@ class Story:
                 _same(life.result.split_brain, False, expected)
             case ["no", "gap"]:
                 _same(life.result.gaps, [], expected)
+            case ["connections", number]:
+                _same(life.connections, int(number), expected)
             case ["arbiter", epoch, holder]:
                 _same((world.standing.epoch, str(world.standing.holder)), (int(epoch), holder), expected)
             case [("a" | "b") as name, "never-stopped"]:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from hotpair.cluster import module_rules
 from hotpair.cluster.arbitration import Kind
+from hotpair.cluster.module_values import Mirror, MirrorMode, Role
+from hotpair.cluster.record import go_alone
 from hotpair.cluster.simulation.batch import Summary, life, lives, outcome, shrink
 from hotpair.cluster.simulation.faults import MOST_FAULTS, QUIET_FROM_S, plan
 from hotpair.cluster.simulation.timed import simulate
+from hotpair.cluster.simulation.watch import Result, Violation, Watch
+from hotpair.cluster.simulation.world import BOOT, change, named, pair_in_sync
 from hotpair.simulate_command import main
 from tests.protocol_mutants import MUTANTS, broken, hunt
 from tests.story import Story, StoryWrong
@@ -84,13 +90,53 @@ def test_lives_in_several_processes_are_the_same() -> None:
     assert ordered == list(lives(Kind.NONE, range(6)))
 
 
+# ---- what two failures at the same time may cost, and nothing beyond it
+
+LOST, KEPT = 0b001, 0b110  # acknowledged writes: gone with the power of b, and still there
+
+
+@pytest.mark.parametrize(
+    ("case", "is_excused"),
+    [("granted", True), ("died in that step", True), ("peer heard", False), ("another write is gone", False),
+     ("flushed", False), ("in sync again since", False), ("still there", True)],
+)  # fmt: skip
+def test_only_what_a_power_cut_has_cost_is_excused(case: str, is_excused: bool) -> None:
+    """b was SECOND, has lost its power, comes back and goes on alone without what it has lost."""
+    green = pair_in_sync(Kind.WITNESS, 0, 0)
+    module, record = green.servers[1].module, green.servers[1].record
+    assert module is not None and record is not None
+    if case != "peer heard":
+        module = replace(module, peer=None)
+    before = change(
+        change(green, 0, up=False, module=None, mirror=None, vm=False, copy=LOST | KEPT, dirty=LOST | KEPT),
+        1, module=module, mirror=None, copy=LOST | KEPT if case == "still there" else KEPT,
+    )._replace(acked=LOST | KEPT, wire=-1)  # fmt: skip
+    watch = Watch(Kind.WITNESS, before, Result(0, Kind.WITNESS.value))
+    watch.fragile[1] = LOST
+    watch.flushed = LOST if case == "flushed" else 0
+    if case == "in sync again since":
+        before = watch.check(change(before, 1, record=replace(record, inconsistent=True, in_sync=False)), before, 1.0)
+    solo = go_alone(record, named(9), granted_epoch=1, boot=BOOT)
+    after = change(before, 1, record=solo, module=None if case == "died in that step" else module)
+    if case == "another write is gone":
+        after = change(after, 1, copy=KEPT & -KEPT)
+    after = watch.check(before, after, 2.0)
+    runs = change(after, 1, mirror=Mirror(Role.SOURCE, MirrorMode.ALONE), vm=True)
+    if is_excused:
+        watch.check(after, runs, 3.0)
+        assert runs.acked == (LOST | KEPT if case == "still there" else KEPT)
+    else:
+        with pytest.raises(Violation, match="nothing_lost"):
+            watch.check(after, runs, 3.0)
+
+
 # ---- bugs are noticed
 
 
 @pytest.mark.parametrize(
     "name",
     ["R5 a refusal counts as a grant", "acknowledged before it is durable", "link loss alone promotes",
-     "copied in the wrong direction", "the epoch goes back", "R6 any grant counts",
+     "copied in the wrong direction", "the epoch goes back", "a stale epoch is accepted",
      "R9 goes on when the handover breaks", "R10 released before the target is inconsistent",
      "R15 outdated before the leaving is acknowledged", "the older primary goes on"],
 )  # fmt: skip
@@ -147,3 +193,63 @@ def test_arguments_that_make_no_sense_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
+
+
+# ---- a split brain's policy
+
+
+def test_a_policy_ends_the_same_life_another_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In several processes as in one; the results name the policy."""
+    results: dict[str, list[dict[str, object]]] = {}
+    for name, more in (("manual", ()), ("most-changes", ()), ("most-changes", ("--jobs", "2"))):
+        file = tmp_path / "lives.json"
+        given = ["--seeds", "24", "--policy", "none", "--split-brain", name, "--json", str(file), *more]
+        assert main(given) == 0
+        assert (name in capsys.readouterr().out) == (name != "manual")
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        results[" ".join((name, *more))] = sorted(lines, key=lambda line: line["seed"])
+    manual, policy = results["manual"], results["most-changes"]
+    assert results["most-changes --jobs 2"] == policy
+    assert {line["split_brain_policy"] for line in policy} == {"most-changes"}
+    split = [line["seed"] for line in manual if line["split_brain"] and line["for_operator"]]
+    assert len(split) > 3
+    ended = [line["seed"] for line in policy if line["seed"] in split and not line["for_operator"]]
+    assert len(ended) > len(split) / 2
+    assert all(plan(seed, Kind.NONE).faults == plan(seed, Kind.NONE, "most-changes").faults for seed in range(24))
+
+
+@pytest.mark.parametrize("policy", ["former-primary", "most-changes", "server:a", "server:b"])
+def test_no_promise_is_broken_under_a_policy(policy: str) -> None:
+    summary = Summary()
+    for result in lives(Kind.NONE, range(500, 530), policy=policy):
+        summary.add(result)
+    assert summary.wrong == []
+    assert summary.outcomes["split brain"] > 3
+
+
+def test_a_policy_that_ends_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module_rules, "must_give_up", lambda module, decided: False)
+    wrong = [result.wrong for result in lives(Kind.NONE, range(16), policy="server:a") if result.wrong]
+    assert wrong and set(wrong) == {"liveness: the policy does not end the split brain"}
+
+
+def test_what_replays_a_seed_names_the_policy(capsys: pytest.CaptureFixture[str]) -> None:
+    mutant = next(mutant for mutant in MUTANTS if mutant.name == "link loss alone promotes")
+    with broken(mutant):
+        assert main(["--seeds", "10", "--policy", "none", "--split-brain", "server:b", "--shrink"]) == 1
+        printed = capsys.readouterr().out
+        replays = [line.strip() for line in printed.splitlines() if line.strip().startswith("hotpair simulate")]
+        assert any("--only" in line for line in replays)
+        for line in replays[:2]:
+            assert " --split-brain server:b " in line
+            assert main(line.split()[2:]) == 1
+            printed = capsys.readouterr().out
+            assert "VIOLATION" in printed and "none, server:b, starts" in printed
+
+
+@pytest.mark.parametrize("policy", ["luck", "", "server:", "server:c", "Manual"])
+def test_a_policy_that_there_is_not_is_refused(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--split-brain", policy]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.count("\n") == 1
+    assert "--split-brain" in said.err and "former-primary" in said.err

@@ -69,7 +69,8 @@ def test_the_results_are_those_of_one_machine_even_when_a_process_dies(
     for file, where in zip(files, (["--jobs", "1"], ["--ray", cluster.address]), strict=True):
         if "--ray" in where:
             killer.start()
-        assert main(["--seeds", str(seeds), "--from", "7", "--policy", "none", "--json", str(file), *where]) == 0
+        given = ["--seeds", str(seeds), "--from", "7", "--policy", "none", "--split-brain", "most-changes"]
+        assert main([*given, "--json", str(file), *where]) == 0
         tables.append(capsys.readouterr().out.rpartition(" in ")[0])  # all but how long it took
     killer.join()
     assert len(killed) == 1
@@ -77,6 +78,7 @@ def test_the_results_are_those_of_one_machine_even_when_a_process_dies(
     results = [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
     here, there = (sorted(lines, key=lambda line: line["seed"]) for lines in results)
     assert [line["seed"] for line in there] == list(range(7, 7 + seeds))
+    assert {line["split_brain_policy"] for line in there} == {"most-changes"}
     assert here == there
 
 

@@ -351,7 +351,7 @@ def perform(world: World, action: Action, scope: Scope) -> World:
         world = world._replace(answers=_without(world.answers, (s, action.argument)))
     module = world.servers[s].module or Module(settings=settings(scope.kind, s, scope.policy))
     module, effects = step(module, event, Now(0.0, world.fresh))
-    world = change(overridden(world, event, effects), s, module=module)
+    world = change(overridden(world, module, event, effects), s, module=module)
     done = 0
     for effect in effects:
         if done == action.cut:
@@ -375,13 +375,17 @@ def pay(world: World, sort: Sort) -> World:
 _OVERRIDES = (Command.PRIM, Command.PRIM_FORCE, Command.SECOND, Command.SECOND_FULL)
 
 
-def overridden(world: World, event: Event, effects: tuple[Effect, ...]) -> World:
-    """The same world; if an operator just decided in the protocol's place, that is on record."""
+def overridden(world: World, module: Module, event: Event, effects: tuple[Effect, ...]) -> World:
+    """The same world; if an operator just decided in the protocol's place, that is on record.
+
+    Where no arbiter remembers who went on, `prim` beside a silent peer is the operator's word alone, as with `--force`.
+    """
     if not isinstance(event, Commanded) or event.command not in _OVERRIDES:
         return world
     if not any(isinstance(effect, Reply) and effect.accepted for effect in effects):
         return world
-    return world._replace(overridden=True, forced=world.forced or event.command is Command.PRIM_FORCE)
+    alone = event.command is Command.PRIM and module.peer is None and not keeps_epochs(module.settings.kind)
+    return world._replace(overridden=True, forced=world.forced or alone or event.command is Command.PRIM_FORCE)
 
 
 def cuts(world: World, action: Action, scope: Scope) -> Iterator[Action]:

@@ -11,6 +11,7 @@ from hotpair.cluster.arbitration import Kind
 from hotpair.cluster.simulation.faults import Plan, plan
 from hotpair.cluster.simulation.timed import simulate
 from hotpair.cluster.simulation.watch import Result
+from hotpair.cluster.split_brain import MANUAL
 
 CHUNK = 16  # seeds given to a process at a time
 
@@ -23,17 +24,17 @@ class Lost:
     why: str
 
 
-def life(kind: Kind, seed: int) -> Result:
-    return simulate(plan(seed, kind))
+def life(kind: Kind, seed: int, policy: str = MANUAL) -> Result:
+    return simulate(plan(seed, kind, policy))
 
 
-def _life(job: tuple[str, int]) -> Result:
-    return life(Kind(job[0]), job[1])
+def _life(job: tuple[str, int, str]) -> Result:
+    return life(Kind(job[0]), *job[1:])
 
 
-def lives(kind: Kind, seeds: Iterable[int], processes: int = 1) -> Iterator[Result]:
-    """One result for each seed, in the order in which they are ready."""
-    jobs = ((kind.value, seed) for seed in seeds)
+def lives(kind: Kind, seeds: Iterable[int], processes: int = 1, policy: str = MANUAL) -> Iterator[Result]:
+    """One result for each seed, in the order in which they are ready. `policy`: of both servers, for a split brain."""
+    jobs = ((kind.value, seed, policy) for seed in seeds)
     if processes == 1:
         yield from map(_life, jobs)
         return

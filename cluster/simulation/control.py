@@ -32,8 +32,8 @@ from hotpair.cluster.module_machine import step
 from hotpair.cluster.module_values import HowToStop, Module, PeerView
 from hotpair.cluster.simulation import actions, hosts, limits, speaking, telling
 from hotpair.cluster.simulation.actions import MATERIAL
-from hotpair.cluster.simulation.life import CONTROL, Life
-from hotpair.cluster.simulation.world import BOOT, NAMES, change, changed
+from hotpair.cluster.simulation.life import CONTROL, MIRROR, Life
+from hotpair.cluster.simulation.world import BOOT, NAMES, Server, change, changed
 from hotpair.cluster.split_brain import MANUAL
 
 COPIES_OF_AN_ANSWER = 3  # beside the one that comes in time
@@ -61,7 +61,7 @@ def take(life: Life, s: int, event: Event) -> None:
     if life.tell is not None and effects:
         names = ", ".join(telling.name(effect) for effect in effects)
         life.say(f"{NAMES[s]}: {telling.name(event)} -> {module.state.value}: {names}")
-    life.world = change(actions.overridden(life.world, event, effects), s, module=module)
+    life.world = change(actions.overridden(life.world, module, event, effects), s, module=module)
     life.result.overridden |= life.world.overridden
     death = life.death[s]
     material = sum(isinstance(effect, MATERIAL) for effect in effects)
@@ -127,13 +127,32 @@ def hear_mirror(life: Life, s: int) -> None:
 
 
 def hear_peer(life: Life, s: int, view: PeerView) -> None:
-    """The mirror is asked for its number first, where a policy may look at it."""
-    module = life.world.servers[s].module
-    if module is not None and module.bytes_changed != _number(life, s):
+    """The mirror is asked first: for its number, and where the pulse shows another record than the last one did."""
+    server = life.world.servers[s]
+    module = server.module
+    answers = life.now >= life.frozen_until[MIRROR, s]
+    if module is not None and (
+        module.bytes_changed != _number(life, s) or (answers and _is_behind(server, module, view))
+    ):
         hear_mirror(life, s)
         if life.world.servers[s].module is None:
             return  # it has died in the middle of that
     take(life, s, PeerHeard(view))
+
+
+def is_number_old(life: Life, s: int) -> bool:
+    """Whether the next pulse must say another number: in a split brain the policy compares what both say."""
+    module = life.world.servers[s].module
+    if module is None or module.peer is None or life.settings[s].split_brain == MANUAL:
+        return False
+    both_alone = all(record is not None and record.solo for record in (module.record, module.peer.record))
+    return both_alone and module.bytes_changed != _number(life, s)
+
+
+def _is_behind(server: Server, module: Module, view: PeerView) -> bool:
+    """Whether the last report is older than the pulse: what its record says may have been done with this mirror."""
+    shows_another = module.peer is None or module.peer.record != view.record
+    return shows_another and (module.mirror, module.record) != (server.mirror, server.record)
 
 
 def hear_vm(life: Life, s: int) -> None:

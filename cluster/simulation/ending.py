@@ -7,6 +7,9 @@ from hotpair.cluster.module_values import State
 from hotpair.cluster.simulation import control, invariants
 from hotpair.cluster.simulation.faults import IN_SYNC_BY_S, QUIET_FROM_S, RUNS_BY_S
 from hotpair.cluster.simulation.life import Life
+from hotpair.cluster.simulation.watch import Violation
+
+STOPPED_S = 8.0  # a guest has shut down by then
 
 
 def plan_the_end(life: Life) -> None:
@@ -36,6 +39,9 @@ def operator_decides(life: Life) -> None:
     """A split brain, or copies that are not related, are the operator's to end: the second server's is given up."""
     if not invariants.is_operators(life.world):
         return
+    is_split = invariants.is_split(life.world)
+    if invariants.must_have_ended_split(life.world, life.plan.policies) and not life.world.overridden:
+        raise Violation("liveness: the policy does not end the split brain")
     life.result.for_operator = True
     for s in (1, 0):
         server, other = life.world.servers[s], life.world.servers[1 - s]
@@ -44,8 +50,12 @@ def operator_decides(life: Life) -> None:
             continue
         if theirs is None or theirs.inconsistent or theirs.outdated:
             continue
+        if server.module.state is State.ALONE and not is_split:
+            control.take(life, s, Commanded(Command.STOP))
+            life.later(life.now + STOPPED_S, ("command", s, Command.SECOND_FULL))
+            return
         if server.module.state in (State.WAIT, State.ALONE):
-            control.take(life, s, Commanded(Command.SECOND_FULL if record.base is None else Command.SECOND))
+            control.take(life, s, Commanded(Command.SECOND if is_split else Command.SECOND_FULL))
             return
 
 

@@ -91,7 +91,8 @@ class Plan:
         return replace(self, faults=tuple(self.faults[i] for i in chosen))
 
 
-def plan(seed: int, kind: Kind) -> Plan:
+def plan(seed: int, kind: Kind, policy: str = MANUAL) -> Plan:
+    """`policy`: of both servers, for a split brain; the faults are the same with any."""
     random = Random(f"{kind.value} {seed}")
     names = [name for name in _WEIGHTS if _may_happen(name, kind)]
     weights = [_WEIGHTS[name] for name in names]
@@ -112,7 +113,9 @@ def plan(seed: int, kind: Kind) -> Plan:
         more = [fault for fault in scenario(random, faults) if _may_happen(fault.name, kind)]
         if len(faults) + len(more) <= MOST_FAULTS:
             faults = sorted([*faults, *more], key=lambda fault: fault.at_s)
-    return Plan(seed, kind, tuple(faults), starts_apart, (rates[0], rates[1]), fails_back, ends_started)
+    return Plan(
+        seed, kind, tuple(faults), starts_apart, (rates[0], rates[1]), fails_back, ends_started, (policy, policy)
+    )
 
 
 def _may_happen(name: str, kind: Kind) -> bool:

@@ -26,6 +26,8 @@ def beat(life: Life, s: int) -> None:
     if _link_answers(life, s):
         changes += ear.hears_link(life.local(s), life.challenge())
     _heard(life, s, changes)
+    if control.is_number_old(life, s):
+        control.hear_mirror(life, s)
     speaking.send_pulse(life, s)
 
 
@@ -76,6 +78,8 @@ def skip(life: Life, s: int, until_s: float) -> bool:
         hears.append((comes, link))
         if ear is None or module is None:
             continue
+        if control.is_number_old(life, t):
+            return False
         if not ear.is_settled(comes, link):
             return False
         if theirs is None or other is None or not any(comes):

@@ -12,7 +12,7 @@ from hotpair.cluster.arbitration import Asked, Claim, Kind, asked, keeps_epochs,
 from hotpair.cluster.module_events import Look
 from hotpair.cluster.module_values import Mirror, MirrorMode, Plan, Role, State, ready, view
 from hotpair.cluster.record import Record
-from hotpair.cluster.simulation.world import BOOT, EVERYTHING, NAMES, OLD_BOOT, Server, World
+from hotpair.cluster.simulation.world import BOOT, EVERYTHING, NAMES, OLD_BOOT, Server, World, changed
 
 _TAKES_WRITES_ALONE = (MirrorMode.ALONE, MirrorMode.FILLING)
 _ARBITRATED = (Kind.WITNESS, Kind.ETCD, Kind.FENCE, Kind.MANUAL)
@@ -131,6 +131,12 @@ def _knows_a_reason(before: World, after: World, s: int, own: Record) -> bool:
         if newer or heard.request is not None:
             return True
     return False
+
+
+def is_unheard(old: Server, new: Server) -> bool:
+    """Whether the control plane that made this change did not hear the peer; it may have died in the same step."""
+    module = new.module or old.module
+    return module is not None and module.peer is None
 
 
 def begins_from_solo(before: World, after: World, t: int) -> bool | None:
@@ -312,6 +318,23 @@ def is_split(world: World) -> bool:
 def must_end_split(world: World) -> bool:
     """Where a policy chooses, and both servers are to go on."""
     return is_split(world) and all(server.wanted and not server.maintenance for server in world.servers)
+
+
+def must_have_ended_split(world: World, policies: tuple[str, str]) -> bool:
+    """Whether the two have had time enough: both servers' policy is the same, and names one side of this one."""
+    one, other = world.servers
+    if policies[0] != policies[1] or not must_end_split(world) or one.record is None or other.record is None:
+        return False
+    match policies[0]:
+        case "manual":
+            return False
+        case "former-primary":
+            return abs(one.record.term - other.record.term) == 1
+        case "most-changes":
+            numbers = (changed(one), changed(other))
+            return None not in numbers and numbers[0] != numbers[1]
+        case _:
+            return True
 
 
 def must_run(world: World) -> bool:

@@ -37,7 +37,7 @@ class Life:
         self.plan = plan
         self.kind = plan.kind
         self.now = 0.0
-        self.result = Result(plan.seed, plan.kind.value)
+        self.result = Result(plan.seed, plan.kind.value, split_brain_policy=plan.policies[0])
         self.world: World = world or (pair_apart if plan.starts_apart else pair_in_sync)(plan.kind, 0, 0)
         self.scope = Scope(plan.kind)
         self.tell = tell
@@ -54,6 +54,7 @@ class Life:
         self.beats = [float("inf"), float("inf")]
         self.views: list[tuple[Module, PeerView] | None] = [None, None]
         self.incarnations = 0
+        self.connections = 0
         self.down_until = [0.0, 0.0]
         self.control_until = [0.0, 0.0]
         self.frozen_until = {(part, s): 0.0 for part in (CONTROL, MIRROR) for s in (0, 1)}

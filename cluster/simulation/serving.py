@@ -27,6 +27,7 @@ def lose_link(life: Life, s: int) -> None:
 
 
 def connect(life: Life, s: int) -> None:
+    life.connections += 1
     life.world = mirrors.connect(life.world, s)
 
 

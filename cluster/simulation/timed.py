@@ -165,8 +165,6 @@ def _settle(life: Life, before: World, key: Key) -> None:
             if new.record.generation == world.fresh:
                 life.give_id()
                 world = life.world
-            if new.record.solo and new.module is not None and new.module.peer is None:
-                world = life.world = life.watch.went_alone_unheard(world, s)
             life.watch.generation(world, s, old.record.generation if old.record else b"", new.record.generation)
         if old.vm and not new.vm:
             life.vm_stopped_at[s] = life.now

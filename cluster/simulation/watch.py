@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from hotpair.cluster.arbitration import Kind
 from hotpair.cluster.simulation import invariants
 from hotpair.cluster.simulation.world import NAMES, World
+from hotpair.cluster.split_brain import MANUAL
 
 GAP_S = 0.2  # a shorter pause is not counted as one
 CAUSE_S = 30.0  # a pause belongs to the last fault before it, if that is not longer ago
@@ -21,8 +22,9 @@ UNEXPLAINED_S = 20.0  # a split brain needs a reason that is not longer ago
 class Result:
     """What one life came to. `wrong` is empty, or says which invariant did not hold at `at_s`.
 
-    gaps      (begin, seconds, name of the fault that it came after)
-    faults    names of those that happened
+    gaps                (begin, seconds, name of the fault that it came after)
+    faults              names of those that happened
+    split_brain_policy  of both servers
     """
 
     seed: int
@@ -36,6 +38,7 @@ class Result:
     split_brain: bool = False
     overridden: bool = False
     for_operator: bool = False
+    split_brain_policy: str = MANUAL
 
 
 class Violation(Exception):
@@ -46,7 +49,8 @@ class Watch:
     """Of one life. A story's start may have a past in which anything has happened: `knows_past` is False.
 
     flushed       writes that the guest has flushed: promised for good
-    fragile       acknowledged writes that each host has lost with its power, so that only the other one may have them
+    fragile       acknowledged writes that each host has lost with its power, so that only the other one may have them;
+                  until its copy is in sync again
     tainted       a split brain where nobody arbitrates: the data is one side's or the other's
     cause         the last fault, and when
     deaf_at       when they last may not have heard each other
@@ -77,6 +81,7 @@ class Watch:
         """The world, with old sins forgiven once the pair is in sync again."""
         self._now = now
         kind = self._kind
+        world = self._excuse(before, world)
         if kind in (Kind.NONE, Kind.PING):
             self._watch_split(world)
         why = invariants.wrong(world, kind)
@@ -172,11 +177,22 @@ class Watch:
             self.fragile[s] = 0
         return world._replace(acked=world.acked & ~(gone & ~self.flushed))
 
-    def went_alone_unheard(self, world: World, s: int) -> World:
-        """Back after a power cut, and granted while the peer was silent: a second failure. The promise is for one."""
-        gone = self.fragile[s] & ~self.flushed
-        self.fragile[s] = 0
-        return world._replace(acked=world.acked & ~gone)
+    def _excuse(self, before: World, world: World) -> World:
+        """Back after a power cut, and granted while the peer was silent: a second failure. The promise is for one.
+
+        Given up is what that host has lost with its power and nobody had flushed, in the write that makes the lineage
+        without it, whatever becomes of the control plane after that; nothing once its copy was in sync again.
+        """
+        for s in (0, 1):
+            old, new = before.servers[s], world.servers[s]
+            if new.record is old.record or new.record is None or old.record is None:
+                continue
+            if old.record.inconsistent and new.record.in_sync:
+                self.fragile[s] = 0
+            if new.record.solo and old.record.in_sync and invariants.is_unheard(old, new):
+                world = world._replace(acked=world.acked & ~(self.fragile[s] & ~self.flushed & ~new.copy))
+                self.fragile[s] = 0
+        return world
 
     def must_run(self, world: World, now: float) -> None:
         self._now = now
