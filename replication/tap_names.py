@@ -291,16 +291,26 @@ class NameChanges:
     def _rename_over(self, old_fd: int, old: bytes, new_fd: int, new: bytes, replaced: Node) -> None:
         """A rename that takes the last name of an object that the kernel holds: it goes among the orphans.
 
-        In one step: the two change places, then what was replaced leaves the old name. A crash in between leaves it
-        under the old name, where reintegration or the VM finds both objects.
+        What is replaced gets a name there first, so that the rename itself is one step: after a crash the names are as
+        before or as after. A directory cannot have two names: the two change places, then it leaves the old name. A
+        crash in between leaves it there, empty.
         """
-        if replaced.is_directory and any(True for _ in os.scandir(proc_path(self._fd(replaced)))):
-            raise OSError(errno.ENOTEMPTY, "")
+        orphan = replaced.identity.hex().encode()
         source_kind = stat.S_IFMT(os.stat(old, dir_fd=old_fd, follow_symlinks=False).st_mode)
         if replaced.is_directory != (source_kind == stat.S_IFDIR):
             linux_io.renameat2(old_fd, old, new_fd, new, 0)  # fails with the right error
-        linux_io.renameat2(old_fd, old, new_fd, new, linux_io.RENAME_EXCHANGE)
-        linux_io.renameat2(old_fd, old, self._orphans_fd, replaced.identity.hex().encode(), 0)
+        if replaced.is_directory:
+            if any(True for _ in os.scandir(proc_path(self._fd(replaced)))):
+                raise OSError(errno.ENOTEMPTY, "")
+            linux_io.renameat2(old_fd, old, new_fd, new, linux_io.RENAME_EXCHANGE)
+            linux_io.renameat2(old_fd, old, self._orphans_fd, orphan, 0)
+            return
+        linux_io.linkat_empty(self._fd(replaced), self._orphans_fd, orphan)
+        try:
+            linux_io.renameat2(old_fd, old, new_fd, new, 0)
+        except OSError:
+            os.unlink(orphan, dir_fd=self._orphans_fd)
+            raise
 
 
 def _exists(directory_fd: int, name: bytes) -> bool:

@@ -68,8 +68,13 @@ class KernelObjects:
         journal_io.rebuild(restored, self.nodes, self._activity.marks_of)
         for text in os.listdir(self.orphans_fd):  # it may have died before it could write that down
             node = self.nodes.by_identity.get(bytes.fromhex(text)) if len(text) == 32 else None
-            if node is not None:
+            if node is None:
+                continue
+            status = os.stat(text, dir_fd=self.orphans_fd, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode) or status.st_nlink == 1:
                 node.orphan = True
+            else:
+                os.unlink(text, dir_fd=self.orphans_fd)  # what was about to replace it has not: it has its name
         for number, (nodeid, is_directory) in restored.handles.items():
             node = self.nodes.by_number.get(nodeid)
             if node is None:

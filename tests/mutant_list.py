@@ -1111,6 +1111,16 @@ OBJECTS_AND_ERRORS = (
         tests=(CONTRACT + "test_open_file_without_a_name_is_written_here_only",),
     ),
     mutant(
+        "rename over a file in two steps",
+        "Between them the replaced file stands under the old name: a crash there leaves it so.",
+        (
+            TAP_NAMES,
+            "        if replaced.is_directory:\n            if any(",
+            "        if True:\n            if replaced.is_directory and any(",
+        ),
+        tests=(STREAM + "test_rename_over_a_file_is_whole_between_any_two_system_calls",),
+    ),
+    mutant(
         "target keeps what was unlinked",
         "The target does not forget an object whose last name is gone.",
         (

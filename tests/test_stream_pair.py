@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hotpair.replication import chunks
+from hotpair.replication import chunks, linux_io
 from hotpair.replication.frames import Kind
 from hotpair.replication.limits import CHUNK
 from hotpair.replication.modes import ALONE, FROZEN, PRIM
@@ -304,6 +304,32 @@ def test_replaced_files_do_not_stay_on_the_target(pair: Pair) -> None:
     settle(pair)
     assert len(stream.target.objects) <= before + 1
     assert stream.differences() == []
+
+
+def test_rename_over_a_file_is_whole_between_any_two_system_calls(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash may come there: the names are as before, or as after. Found by torture."""
+    stream, vm = pair
+    for name in (b"new", b"name"):
+        settle(pair, vm.create(name))
+    old, new = (os.stat(f"{stream.source_dir}/{name}").st_ino for name in ("name", "new"))
+    before, after = {"name": old, "new": new}, {"name": new}
+    vm.open(b"name")  # what is replaced lives on among the orphans
+    seen: list[dict[str, int]] = []
+
+    def watched(call: str) -> None:
+        real = getattr(linux_io, call)
+
+        def then_look(*arguments: object) -> None:
+            real(*arguments)
+            seen.append({entry.name: entry.inode() for entry in os.scandir(stream.source_dir) if entry.is_file()})
+
+        monkeypatch.setattr(linux_io, call, then_look)
+
+    watched("renameat2")
+    watched("linkat_empty")
+    settle(pair, vm.rename(b"new", b"name"))
+    assert seen[-1] == after
+    assert all(names in (before, after) for names in seen)
 
 
 def test_removed_files_do_not_stay_on_the_target(pair: Pair) -> None:
