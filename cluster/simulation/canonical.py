@@ -1,11 +1,17 @@
 """One name for worlds that differ only in the names of ids: what the explorer's hashing rests on.
 
-Generations are renamed in the order in which they are met, and an ancestor that no record anywhere has as its
-generation or its base is dropped: no copy can ever be of that generation again, so no meeting can depend on it.
-Ids of claims, looks and questions are only ever compared with the one being waited for: all others become one. Two late
-claims that are then the same count once: the arbiter grants the second again without a change, or refuses it.
-Terms are compared only with each other: the lowest becomes 0. A fence, unlike a witness, acts only while its asker
-waits: it is its child.
+Each renaming keeps what any rule can see of a world, so a world and its name do the same, step by step:
+
+- Generations are renamed in the order in which they are met.
+- An ancestor that is the generation of no record is dropped: no copy can ever be of that generation again, and ancestors
+  are compared with nothing else. So is such a base, unless its record is solo: two that are solo compare their bases,
+  and whoever becomes solo gets a new one.
+- Terms and epochs are only compared, moved on by one, and copied: the lowest term becomes 0, the lowest epoch 0 or, at
+  the arbiter, 1. Epoch 0 at the arbiter means that it never moved, and stays.
+- Ids of claims, looks and questions are only ever compared with the one being waited for: all others become one. Two
+  late claims that are then the same count once: the arbiter grants the second again without a change, or refuses it.
+- A late claim that names an epoch the arbiter has left is dropped: it would be refused, and the refusal ignored.
+- A fence, unlike a witness, acts only while its asker waits: it is its child.
 """
 
 from __future__ import annotations
@@ -13,7 +19,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hotpair.cluster.arbitration import Claim, Kind, keeps_epochs
+from hotpair.cluster.arbitration import Answer, Asked, Claim, Kind, Purpose, Standing, asked, keeps_epochs
 from hotpair.cluster.module_events import Answered, Look, Looked
 from hotpair.cluster.module_values import Module, PeerView
 from hotpair.cluster.record import Record
@@ -25,7 +31,7 @@ _ID_TEXT = tuple(named(number) for number in range(1, 60))
 
 
 def canonical(world: World) -> World:
-    return _rename_generations(_rename_questions(_rename_requests(world)))
+    return _rename_records(_rename_questions(_rename_requests(world)))
 
 
 # ---- requests to the arbiter
@@ -55,8 +61,10 @@ def _rename_requests(world: World) -> World:
                 requests.append((s, _LOOK))
         elif isinstance(request, Claim):
             waited = module is not None and module.asking is not None and module.asking.request_id == request.request_id
-            if waited or keeps_epochs(kind):
-                requests.append((s, _with_id(request, WAITED_FOR if waited else LATE)))
+            if waited:
+                requests.append((s, _with_id(request, WAITED_FOR)))
+            elif keeps_epochs(kind) and not _is_refused(request, kind, world.standing):
+                requests.append((s, _late(request, kind)))
     answers: list[tuple[int, Answered | Looked]] = []
     for s, answer in world.answers:
         module = servers[s].module
@@ -74,6 +82,18 @@ def _rename_requests(world: World) -> World:
 
 
 _LOOK = Look(WAITED_FOR)
+
+
+def _is_refused(late: Claim, kind: Kind, standing: Standing) -> bool:
+    """It can move the arbiter neither now nor later. (What it has moved already, it would be granted without a change.)"""
+    return asked(kind, late.purpose) is Asked.NEXT and late.epoch < standing.epoch
+
+
+def _late(claim: Claim, kind: Kind) -> Claim:
+    """The arbiter asks the same of all three; the asker does not wait any more."""
+    if asked(kind, claim.purpose) is Asked.NEXT:
+        return replace(claim, request_id=LATE, purpose=Purpose.GO_ALONE)
+    return _with_id(claim, LATE)
 
 
 def _with_id(claim: Claim, request_id: bytes) -> Claim:
@@ -138,77 +158,171 @@ def _renamed(value: Any, name: str, order: dict[bytes, bytes]) -> Any:
     return value if old is None else replace(value, **{name: order[old]})
 
 
-# ---- generations
+# ---- records
 
 
-def _rename_generations(world: World) -> World:
+def _rename_records(world: World) -> World:
     names: dict[bytes, bytes] = {}
-    ancestors: set[bytes] = set()
-    seen: set[int] = set()
-    terms: set[int] = set()
+    records = _records(world)
+    for record in records:
+        _name(names, record.generation)
+    for queue in world.queues:
+        for message in queue:
+            for part in message:
+                if isinstance(part, bytes):
+                    _name(names, part)
+    alive = frozenset(names)
+    for record in records:
+        if record.solo and record.base is not None:
+            _name(names, record.base)
+    term = min((record.term for record in records), default=0)
+    epoch = _lowest_epoch(world, records)
+    if not (term or epoch or _is_renamed(names) or any(_has_dead(record, alive) for record in records)):
+        return world
+    return _Renaming(names, alive, term, epoch).world(world)
 
-    def meet(record: Record | None) -> None:
-        if record is None or id(record) in seen:
-            return
-        seen.add(id(record))
-        terms.add(record.term)
-        for generation in (record.generation, record.base):
-            if generation is not None and generation not in names:
-                names[generation] = _ID_TEXT[len(names)]
-        ancestors.update(record.ancestors)
 
+def _records(world: World) -> list[Record]:
+    """Each once, in an order that depends on where they are."""
+    found: dict[int, Record] = {}
     for server in world.servers:
-        meet(server.record)
         module = server.module
+        if server.record is not None:
+            found[id(server.record)] = server.record
         if module is not None:
-            meet(module.record)
-            if module.peer is not None:
-                meet(module.peer.record)
+            if module.record is not None:
+                found[id(module.record)] = module.record
+            if module.peer is not None and module.peer.record is not None:
+                found[id(module.peer.record)] = module.peer.record
     for queue in world.queues:
         for message in queue:
             for part in message:
                 if isinstance(part, Record):
-                    meet(part)
-                elif isinstance(part, bytes) and part not in names:
-                    names[part] = _ID_TEXT[len(names)]
-    lowest = min(terms, default=0)
-    if not lowest and ancestors <= names.keys() and all(old == new for old, new in names.items()):
-        return world
-    cache: dict[int, Record] = {}
+                    found[id(part)] = part
+    return list(found.values())
 
-    def rename(record: Record | None) -> Record | None:
+
+def _name(names: dict[bytes, bytes], generation: bytes) -> None:
+    if generation not in names:
+        names[generation] = _ID_TEXT[len(names)]
+
+
+def _is_renamed(names: dict[bytes, bytes]) -> bool:
+    return any(old != new for old, new in names.items())
+
+
+def _has_dead(record: Record, alive: frozenset[bytes]) -> bool:
+    if record.base is not None and not record.solo and record.base not in alive:
+        return True
+    return not alive.issuperset(record.ancestors)
+
+
+def _lowest_epoch(world: World, records: list[Record]) -> int:
+    """How far all epochs can be moved down."""
+    standing = world.standing
+    if standing.holder is None or any(server.record is None for server in world.servers):
+        return 0
+    lowest = min(standing.epoch - 1, min(record.epoch for record in records))
+    if not lowest:
+        return 0
+    for server in world.servers:
+        if server.module is not None and server.module.asking is not None:
+            lowest = min(lowest, server.module.asking.epoch)
+    for _, request in world.requests:
+        if isinstance(request, Claim):
+            lowest = min(lowest, request.epoch)
+    for _, answer in world.answers:
+        if isinstance(answer, Answered):
+            if answer.answer.epoch is not None:
+                lowest = min(lowest, answer.answer.epoch - (answer.answer.holder is not None))
+        elif answer.standing is not None:
+            lowest = min(lowest, answer.standing.epoch - 1)
+    for queue in world.queues:
+        for message in queue:
+            if message[0] == "epoch":
+                assert isinstance(message[1], int)
+                lowest = min(lowest, message[1])
+    return max(lowest, 0)
+
+
+class _Renaming:
+    """One, applied to all that is in a world."""
+
+    def __init__(self, names: dict[bytes, bytes], alive: frozenset[bytes], term: int, epoch: int) -> None:
+        self._names = names
+        self._alive = alive
+        self._term = term
+        self._epoch = epoch
+        self._done: dict[int, Record] = {}
+
+    def world(self, world: World) -> World:
+        a, b = world.servers
+        queues = world.queues
+        return world._replace(
+            servers=(self._server(a), self._server(b)),
+            queues=(tuple(map(self._message, queues[0])), tuple(map(self._message, queues[1]))),
+            standing=self._standing(world.standing),
+            requests=tuple((s, self._claim(request)) for s, request in world.requests),
+            answers=tuple((s, self._answer(answer)) for s, answer in world.answers),
+        )
+
+    def _server(self, server: Server) -> Server:
+        return server._replace(record=self._record(server.record), module=self._module(server.module))
+
+    def _record(self, record: Record | None) -> Record | None:
         if record is None:
             return None
-        known = cache.get(id(record))
+        known = self._done.get(id(record))
         if known is None:
-            known = cache[id(record)] = replace(
+            base = record.base
+            keeps_base = base is not None and (record.solo or base in self._alive)
+            known = self._done[id(record)] = replace(
                 record,
-                generation=names[record.generation],
-                term=record.term - lowest,
-                base=None if record.base is None else names[record.base],
-                ancestors=tuple(names[old] for old in record.ancestors if old in names),
+                generation=self._names[record.generation],
+                term=record.term - self._term,
+                epoch=record.epoch - self._epoch,
+                base=self._names[base] if base is not None and keeps_base else None,
+                ancestors=tuple(self._names[old] for old in record.ancestors if old in self._alive),
             )
         return known
 
-    def rename_module(module: Module | None) -> Module | None:
+    def _module(self, module: Module | None) -> Module | None:
         if module is None:
             return None
         peer: PeerView | None = module.peer
-        if peer is not None:
-            peer = replace(peer, record=rename(peer.record))
-        return replace(module, record=rename(module.record), peer=peer)
+        if peer is not None and peer.record is not None:
+            peer = replace(peer, record=self._record(peer.record))
+        asking = module.asking
+        if asking is not None and self._epoch:
+            asking = replace(asking, epoch=asking.epoch - self._epoch)
+        return replace(module, record=self._record(module.record), peer=peer, asking=asking)
 
-    servers = tuple(
-        server._replace(record=rename(server.record), module=rename_module(server.module)) for server in world.servers
-    )
-    queues = tuple(
-        tuple(
-            tuple(
-                rename(part) if isinstance(part, Record) else names[part] if isinstance(part, bytes) else part
-                for part in message
-            )
-            for message in queue
+    def _message(self, message: tuple[object, ...]) -> tuple[object, ...]:
+        if message[0] == "epoch":
+            assert isinstance(message[1], int)
+            return (message[0], message[1] - self._epoch)
+        return tuple(
+            self._record(part)
+            if isinstance(part, Record)
+            else self._names[part]
+            if isinstance(part, bytes)
+            else part
+            for part in message
         )
-        for queue in world.queues
-    )
-    return world._replace(servers=(servers[0], servers[1]), queues=(queues[0], queues[1]))
+
+    def _standing(self, standing: Standing) -> Standing:
+        return Standing(standing.epoch - self._epoch, standing.holder) if self._epoch else standing
+
+    def _claim(self, request: object) -> object:
+        if self._epoch and isinstance(request, Claim):
+            return replace(request, epoch=request.epoch - self._epoch)
+        return request
+
+    def _answer(self, answer: Answered | Looked) -> Answered | Looked:
+        if not self._epoch:
+            return answer
+        if isinstance(answer, Looked):
+            standing = answer.standing
+            return answer if standing is None else replace(answer, standing=self._standing(standing))
+        given: Answer = answer.answer
+        return answer if given.epoch is None else Answered(replace(given, epoch=given.epoch - self._epoch))

@@ -75,7 +75,8 @@ class Explorer:
             world = self._worlds[i]
             for action, sort in self._possible(world):
                 try:
-                    after = canonical(pay(perform(world, action, self._scope), sort))
+                    raw = pay(perform(world, action, self._scope), sort)
+                    after = canonical(raw)
                 except AssertionError as error:
                     wrong, at = f"assertion: {error!r} in {describe(action)}", i
                     break
@@ -85,7 +86,7 @@ class Explorer:
                 if sort == FREE:
                     self._free.append(j)
                 if j == known:
-                    why = invariants.wrong(self._worlds[j], kind) or invariants.nothing_backwards(world, after)
+                    why = invariants.wrong(self._worlds[j], kind) or invariants.nothing_backwards(world, raw)
                     why = why or invariants.one_copy_stays(after)
                     if why:
                         wrong, at = why, j
