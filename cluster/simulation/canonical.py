@@ -17,7 +17,7 @@ Each renaming keeps what any rule can see of a world, so a world and its name do
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import NamedTuple
 
 from hotpair.cluster.arbitration import Answer, Asked, Claim, Kind, Purpose, Standing, asked, keeps_epochs
 from hotpair.cluster.module_events import Answered, Look, Looked
@@ -30,8 +30,80 @@ LATE = named(101)
 _ID_TEXT = tuple(named(number) for number in range(1, 60))
 
 
-def canonical(world: World) -> World:
-    return _rename_records(_rename_questions(_rename_requests(world)))
+class Canonical:
+    """For one exploration: what was found out about a module or a pair of servers is not found out again.
+
+    Modules are told apart by their address, and kept. Equal ones become one object.
+    """
+
+    def __init__(self) -> None:
+        self._modules: dict[str, dict[Module, Module]] = {}
+        self._questions: dict[int, tuple[Module, _Ids]] = {}
+        self._names_of_questions: dict[tuple[_Ids, _Ids], tuple[_Ids, _Ids] | None] = {}
+        self._histories: dict[tuple[int, int], tuple[Server, int]] = {}
+        self._history_numbers: dict[tuple[object, ...], int] = {}
+        self._renamings: dict[tuple[object, ...], _Renaming | None] = {}
+        self._equal_renamings: dict[tuple[object, ...], _Renaming] = {}
+
+    def __call__(self, world: World) -> World:
+        named = self._rename_records(self._rename_questions(_rename_requests(world)))
+        if named is world:
+            return world
+        a, b = named.servers
+        return named._replace(servers=(self._keep(a), self._keep(b)))
+
+    def _keep(self, server: Server) -> Server:
+        module = server.module
+        if module is None:
+            return server
+        kept = self._modules.setdefault(module.settings.server, {}).setdefault(module, module)
+        return server if kept is module else server._replace(module=kept)
+
+    # ---- questions to the peer, for consent and after a split brain, and their answers
+
+    def _rename_questions(self, world: World) -> World:
+        a, b = world.servers
+        old = (self._ids(a.module), self._ids(b.module))
+        if old == _NO_QUESTIONS:
+            return world
+        if old in self._names_of_questions:
+            new = self._names_of_questions[old]
+        else:
+            new = self._names_of_questions[old] = _named_questions(*old)
+        if new is None:
+            return world
+        return world._replace(servers=(_with_ids(a, old[0], new[0]), _with_ids(b, old[1], new[1])))
+
+    def _ids(self, module: Module | None) -> _Ids:
+        if module is None:
+            return _NO_IDS
+        found = self._questions.get(id(module))
+        if found is None:
+            found = self._questions[id(module)] = (module, _Ids.of(module))
+        return found[1]
+
+    # ---- records
+
+    def _rename_records(self, world: World) -> World:
+        a, b = world.servers
+        key = (self._history(a), self._history(b), world.queues, world.standing, world.requests, world.answers)
+        if key in self._renamings:
+            renaming = self._renamings[key]
+        else:
+            renaming = _renaming(world)
+            if renaming is not None:
+                renaming = self._equal_renamings.setdefault(renaming.key, renaming)
+            self._renamings[key] = renaming
+        return world if renaming is None else renaming.world(world)
+
+    def _history(self, server: Server) -> int:
+        """A number for all that is looked at in this server's records when others are named."""
+        key = (id(server.record), id(server.module))
+        found = self._histories.get(key)
+        if found is None:
+            known = self._history_numbers
+            found = self._histories[key] = (server, known.setdefault(_history(server), len(known)))
+        return found[1]
 
 
 # ---- requests to the arbiter
@@ -116,52 +188,88 @@ def _wait_for(server: Server) -> Server:
     )
 
 
-# ---- questions to the peer, for consent and after a split brain, and their answers
+# ---- questions to the peer
 
 
-def _rename_questions(world: World) -> World:
-    return _rename_pair(_rename_pair(world, "request", "consent"), "yields", "keeps")
+class _Ids(NamedTuple):
+    """All ids of questions in a module."""
+
+    request: bytes | None = None
+    consent: bytes | None = None
+    yields: bytes | None = None
+    keeps: bytes | None = None
+    peer_request: bytes | None = None
+    peer_consent: bytes | None = None
+    peer_yields: bytes | None = None
+    peer_keeps: bytes | None = None
+
+    @staticmethod
+    def of(module: Module) -> _Ids:
+        own = (module.request, module.consent, module.yields, module.keeps)
+        peer = module.peer
+        if peer is None:
+            return _Ids(*own)
+        return _Ids(*own, peer.request, peer.consent, peer.yields, peer.keeps)
 
 
-def _rename_pair(world: World, question: str, answer: str) -> World:
+_NO_IDS = _Ids()
+_NO_QUESTIONS = (_NO_IDS, _NO_IDS)
+
+
+def _named_questions(a: _Ids, b: _Ids) -> tuple[_Ids, _Ids] | None:
+    """The same ids by their new names; None when they have them."""
+    both = [a, b]
     for s in (0, 1):
-        mine, theirs = world.servers[s].module, world.servers[1 - s].module
-        my_peer = mine.peer if mine is not None else None
-        their_peer = theirs.peer if theirs is not None else None
-        order: dict[bytes, bytes] = {}
-        found = (
-            getattr(mine, question, None),
-            getattr(their_peer, question, None),
-            getattr(theirs, answer, None),
-            getattr(my_peer, answer, None),
+        for question, answer in (("request", "consent"), ("yields", "keeps")):
+            mine, theirs = both[s], both[1 - s]
+            order: dict[bytes, bytes] = {}
+            found = (
+                getattr(mine, question),
+                getattr(theirs, "peer_" + question),
+                getattr(theirs, answer),
+                getattr(mine, "peer_" + answer),
+            )
+            for i, name in enumerate(found):
+                if name is not None and name not in order:
+                    order[name] = WAITED_FOR if i == 0 else _ID_TEXT[len(order)]
+            new = [None if name is None else order[name] for name in found]
+            both[s] = mine._replace(**{question: new[0], "peer_" + answer: new[3]})
+            both[1 - s] = theirs._replace(**{"peer_" + question: new[1], answer: new[2]})
+    return None if both == [a, b] else (both[0], both[1])
+
+
+def _with_ids(server: Server, old: _Ids, new: _Ids) -> Server:
+    module = server.module
+    if module is None or old == new:
+        return server
+    peer = module.peer
+    if peer is not None and old[4:] != new[4:]:
+        peer = replace(
+            peer, request=new.peer_request, consent=new.peer_consent, yields=new.peer_yields, keeps=new.peer_keeps
         )
-        for i, name in enumerate(found):
-            if name is not None and name not in order:
-                order[name] = WAITED_FOR if i == 0 else _ID_TEXT[len(order)]
-        if all(old == new for old, new in order.items()):
-            continue
-        if mine is not None:
-            mine = replace(mine, peer=_renamed(my_peer, answer, order))
-            mine = _renamed(mine, question, order)
-        if theirs is not None:
-            theirs = replace(theirs, peer=_renamed(their_peer, question, order))
-            theirs = _renamed(theirs, answer, order)
-        both = list(world.servers)
-        both[s] = both[s]._replace(module=mine)
-        both[1 - s] = both[1 - s]._replace(module=theirs)
-        world = world._replace(servers=(both[0], both[1]))
-    return world
-
-
-def _renamed(value: Any, name: str, order: dict[bytes, bytes]) -> Any:
-    old = getattr(value, name, None)
-    return value if old is None else replace(value, **{name: order[old]})
+    module = replace(
+        module, peer=peer, request=new.request, consent=new.consent, yields=new.yields, keeps=new.keeps
+    )
+    return server._replace(module=module)
 
 
 # ---- records
 
 
-def _rename_records(world: World) -> World:
+def _history(server: Server) -> tuple[object, ...]:
+    records: dict[int, Record] = {}
+    _collect(records, server)
+    looked_at = [
+        (record.generation, record.base, record.ancestors, record.solo, record.term, record.epoch)
+        for record in records.values()
+    ]
+    module = server.module
+    asking = None if module is None or module.asking is None else module.asking.epoch
+    return (server.record is None, asking, *looked_at)
+
+
+def _renaming(world: World) -> _Renaming | None:
+    """None: all have their names."""
     names: dict[bytes, bytes] = {}
     records = _records(world)
     for record in records:
@@ -178,28 +286,32 @@ def _rename_records(world: World) -> World:
     term = min((record.term for record in records), default=0)
     epoch = _lowest_epoch(world, records)
     if not (term or epoch or _is_renamed(names) or any(_has_dead(record, alive) for record in records)):
-        return world
-    return _Renaming(names, alive, term, epoch).world(world)
+        return None
+    return _Renaming(names, alive, term, epoch)
 
 
 def _records(world: World) -> list[Record]:
     """Each once, in an order that depends on where they are."""
     found: dict[int, Record] = {}
     for server in world.servers:
-        module = server.module
-        if server.record is not None:
-            found[id(server.record)] = server.record
-        if module is not None:
-            if module.record is not None:
-                found[id(module.record)] = module.record
-            if module.peer is not None and module.peer.record is not None:
-                found[id(module.peer.record)] = module.peer.record
+        _collect(found, server)
     for queue in world.queues:
         for message in queue:
             for part in message:
                 if isinstance(part, Record):
                     found[id(part)] = part
     return list(found.values())
+
+
+def _collect(found: dict[int, Record], server: Server) -> None:
+    module = server.module
+    if server.record is not None:
+        found[id(server.record)] = server.record
+    if module is not None:
+        if module.record is not None:
+            found[id(module.record)] = module.record
+        if module.peer is not None and module.peer.record is not None:
+            found[id(module.peer.record)] = module.peer.record
 
 
 def _name(names: dict[bytes, bytes], generation: bytes) -> None:
@@ -246,21 +358,23 @@ def _lowest_epoch(world: World, records: list[Record]) -> int:
 
 
 class _Renaming:
-    """One, applied to all that is in a world."""
+    """One, applied to all that is in a world; remembered for each record and module."""
 
     def __init__(self, names: dict[bytes, bytes], alive: frozenset[bytes], term: int, epoch: int) -> None:
+        self.key = (tuple(names.items()), alive, term, epoch)
         self._names = names
         self._alive = alive
         self._term = term
         self._epoch = epoch
-        self._done: dict[int, Record] = {}
+        self._records: dict[Record, Record] = {}
+        self._modules: dict[int, tuple[Module, Module]] = {}
 
     def world(self, world: World) -> World:
         a, b = world.servers
-        queues = world.queues
+        one, other = world.queues
         return world._replace(
             servers=(self._server(a), self._server(b)),
-            queues=(tuple(map(self._message, queues[0])), tuple(map(self._message, queues[1]))),
+            queues=(tuple(map(self._message, one)), tuple(map(self._message, other))),
             standing=self._standing(world.standing),
             requests=tuple((s, self._claim(request)) for s, request in world.requests),
             answers=tuple((s, self._answer(answer)) for s, answer in world.answers),
@@ -272,11 +386,11 @@ class _Renaming:
     def _record(self, record: Record | None) -> Record | None:
         if record is None:
             return None
-        known = self._done.get(id(record))
+        known = self._records.get(record)
         if known is None:
             base = record.base
             keeps_base = base is not None and (record.solo or base in self._alive)
-            known = self._done[id(record)] = replace(
+            known = self._records[record] = replace(
                 record,
                 generation=self._names[record.generation],
                 term=record.term - self._term,
@@ -289,6 +403,12 @@ class _Renaming:
     def _module(self, module: Module | None) -> Module | None:
         if module is None:
             return None
+        found = self._modules.get(id(module))
+        if found is None:
+            found = self._modules[id(module)] = (module, self._renamed(module))
+        return found[1]
+
+    def _renamed(self, module: Module) -> Module:
         peer: PeerView | None = module.peer
         if peer is not None and peer.record is not None:
             peer = replace(peer, record=self._record(peer.record))

@@ -21,7 +21,7 @@ from hotpair.cluster.arbitration import Kind
 from hotpair.cluster.module_events import Command
 from hotpair.cluster.simulation import goals, invariants
 from hotpair.cluster.simulation.actions import FREE, Action, Scope, Sort, actions, cuts, describe, pay, perform, urgent
-from hotpair.cluster.simulation.canonical import canonical
+from hotpair.cluster.simulation.canonical import Canonical
 from hotpair.cluster.simulation.remembered import remembering
 from hotpair.cluster.simulation.world import NAMES, World, pair_apart, pair_in_sync, pair_split, under_policies
 from hotpair.cluster.simulation.world_store import WorldStore
@@ -77,6 +77,7 @@ class Explorer:
         self._scope = scope
         self._most = most
         self._machine = remembering()
+        self._canonical = Canonical()
         self._worlds = WorldStore()
         self._parents = array("L")
         self._depth = array("H")
@@ -85,7 +86,7 @@ class Explorer:
         self._first_free = array("Q", [0])
         self._transitions = 0
         self._began = time.monotonic()
-        self._add(canonical(start), 0)
+        self._add(self._canonical(start), 0)
 
     def run(self, *, liveness: bool = True, progress: Callable[[str], None] | None = None) -> Outcome:
         i = 0
@@ -139,7 +140,7 @@ class Explorer:
             why = self._check(world, after)
             if why:
                 return Wrong(why, -1, tuple(done), after)
-            after = canonical(after)
+            after = self._canonical(after)
             following = None if after.faults else urgent(after, self._scope, self._machine)
             if following is None:
                 return Way(tuple(done), after, reached, must)
