@@ -19,7 +19,7 @@ def test_a_command_alone_is_safe_and_live(kind: Kind) -> None:
     outcome = explore(Scope(kind, commands=commands), 0, 2)
     assert outcome.wrong == "", "\n".join(outcome.trace)
     assert outcome.complete
-    assert outcome.states > 500
+    assert outcome.transitions > 500
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_any_single_fault_is_survived(kind: Kind, start: str, least: int) -> Non
     outcome = explore(Scope(kind, writes=2 if start == "apart" else 1), 1, 0, start)
     assert outcome.wrong == "", "\n".join(outcome.trace)
     assert outcome.complete
-    assert outcome.states > least
+    assert outcome.transitions > least
 
 
 @pytest.mark.parametrize("kind", [Kind.FENCE, Kind.NONE])
@@ -53,7 +53,7 @@ def test_a_split_brain_is_ended_by_the_policy(policy: str) -> None:
     outcome = explore(Scope(Kind.NONE, 2, frozenset({"network", "cut"}), (), policy=policy), 1, 0)
     assert outcome.wrong == "", "\n".join(outcome.trace)
     assert outcome.complete
-    assert outcome.states > 200
+    assert outcome.transitions > 200
 
 
 @pytest.mark.parametrize(("policy", "writes"), [("most-changes", 4), ("server:b", 2)])

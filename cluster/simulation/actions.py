@@ -204,9 +204,7 @@ def urgent(world: World, scope: Scope, machine: Machine) -> Action | None:
     return None
 
 
-def _control(
-    world: World, scope: Scope, s: int, module: Module, machine: Machine
-) -> Iterator[tuple[Action, Sort]]:
+def _control(world: World, scope: Scope, s: int, module: Module, machine: Machine) -> Iterator[tuple[Action, Sort]]:
     server, other = world.servers[s], world.servers[1 - s]
     if _is_unreported(server, module, scope):
         yield Action("mirror report", s), FREE
@@ -573,6 +571,6 @@ __all__ = [
     "actions",
     "describe",
     "perform",
-    "urgent",
     "unreachable",
+    "urgent",
 ]

@@ -3,9 +3,9 @@
 Each renaming keeps what any rule can see of a world, so a world and its name do the same, step by step:
 
 - Generations are renamed in the order in which they are met.
-- An ancestor that is the generation of no record is dropped: no copy can ever be of that generation again, and ancestors
-  are compared with nothing else. So is such a base, unless its record is solo: two that are solo compare their bases,
-  and whoever becomes solo gets a new one.
+- An ancestor that is the generation of no record is dropped: no copy can ever be of that generation again, and
+  ancestors are compared with nothing else. So is such a base, unless its record is solo: two that are solo compare
+  their bases, and whoever becomes solo gets a new one.
 - Terms and epochs are only compared, moved on by one, and copied: the lowest term becomes 0, the lowest epoch 0 or, at
   the arbiter, 1. Epoch 0 at the arbiter means that it never moved, and stays.
 - Ids of claims, looks and questions are only ever compared with the one being waited for: all others become one. Two
@@ -157,7 +157,7 @@ _LOOK = Look(WAITED_FOR)
 
 
 def _is_refused(late: Claim, kind: Kind, standing: Standing) -> bool:
-    """It can move the arbiter neither now nor later. (What it has moved already, it would be granted without a change.)"""
+    """It can move the arbiter neither now nor later: at most it would be granted again what it has moved already."""
     return asked(kind, late.purpose) is Asked.NEXT and late.epoch < standing.epoch
 
 
@@ -247,9 +247,7 @@ def _with_ids(server: Server, old: _Ids, new: _Ids) -> Server:
         peer = replace(
             peer, request=new.peer_request, consent=new.peer_consent, yields=new.peer_yields, keeps=new.peer_keeps
         )
-    module = replace(
-        module, peer=peer, request=new.request, consent=new.consent, yields=new.yields, keeps=new.keeps
-    )
+    module = replace(module, peer=peer, request=new.request, consent=new.consent, yields=new.yields, keeps=new.keeps)
     return server._replace(module=module)
 
 
@@ -422,11 +420,7 @@ class _Renaming:
             assert isinstance(message[1], int)
             return (message[0], message[1] - self._epoch)
         return tuple(
-            self._record(part)
-            if isinstance(part, Record)
-            else self._names[part]
-            if isinstance(part, bytes)
-            else part
+            self._record(part) if isinstance(part, Record) else self._names[part] if isinstance(part, bytes) else part
             for part in message
         )
 

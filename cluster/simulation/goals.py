@@ -6,10 +6,9 @@ numbers of the worlds that follow.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable
 from typing import NamedTuple
-
-from array import array
 
 from hotpair.cluster.arbitration import Kind
 from hotpair.cluster.simulation import invariants
