@@ -16,6 +16,7 @@ Each renaming keeps what any rule can see of a world, so a world and its name do
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -36,28 +37,49 @@ class Canonical:
     Modules are told apart by their address, and kept. Equal ones become one object.
     """
 
-    def __init__(self) -> None:
-        self._modules: dict[str, dict[Module, Module]] = {}
+    def __init__(self, keep: Callable[[Module], Module]) -> None:
+        self._keep = keep
+        self._waiting: dict[int, tuple[Module, Module]] = {}
+        self._on_the_way: dict[tuple[object, ...], tuple[Requests, Answers]] = {}
         self._questions: dict[int, tuple[Module, _Ids]] = {}
         self._names_of_questions: dict[tuple[_Ids, _Ids], tuple[_Ids, _Ids] | None] = {}
+        self._asked: dict[tuple[int, _Ids], tuple[Module, Module]] = {}
         self._histories: dict[tuple[int, int], tuple[Server, int]] = {}
         self._history_numbers: dict[tuple[object, ...], int] = {}
         self._renamings: dict[tuple[object, ...], _Renaming | None] = {}
         self._equal_renamings: dict[tuple[object, ...], _Renaming] = {}
 
     def __call__(self, world: World) -> World:
-        named = self._rename_records(self._rename_questions(_rename_requests(world)))
-        if named is world:
-            return world
-        a, b = named.servers
-        return named._replace(servers=(self._keep(a), self._keep(b)))
+        return self._rename_records(self._rename_questions(self._rename_requests(world)))
 
-    def _keep(self, server: Server) -> Server:
+    # ---- requests to the arbiter
+
+    def _rename_requests(self, world: World) -> World:
+        a, b = world.servers
+        one, other = self._wait_for(a), self._wait_for(b)
+        requests, answers = world.requests, world.answers
+        if requests or answers:
+            key = (_waited_for(a), _waited_for(b), requests, answers, world.standing)
+            found = self._on_the_way.get(key)
+            if found is None:
+                found = self._on_the_way[key] = _on_the_way(world)
+            requests, answers = found
+        elif one is a and other is b:
+            return world
+        return world._replace(servers=(one, other), requests=requests, answers=answers)
+
+    def _wait_for(self, server: Server) -> Server:
+        """What it waits for has that id."""
         module = server.module
         if module is None:
             return server
-        kept = self._modules.setdefault(module.settings.server, {}).setdefault(module, module)
-        return server if kept is module else server._replace(module=kept)
+        asking, looking = module.asking, module.looking
+        if (asking is None or asking.request_id == WAITED_FOR) and (looking is None or looking == WAITED_FOR):
+            return server
+        found = self._waiting.get(id(module))
+        if found is None:
+            found = self._waiting[id(module)] = (module, self._keep(_waiting(module)))
+        return server._replace(module=found[1])
 
     # ---- questions to the peer, for consent and after a split brain, and their answers
 
@@ -72,7 +94,19 @@ class Canonical:
             new = self._names_of_questions[old] = _named_questions(*old)
         if new is None:
             return world
-        return world._replace(servers=(_with_ids(a, old[0], new[0]), _with_ids(b, old[1], new[1])))
+        return world._replace(
+            servers=(self._with_ids(a, old[0], new[0]), self._with_ids(b, old[1], new[1])),
+        )
+
+    def _with_ids(self, server: Server, old: _Ids, new: _Ids) -> Server:
+        module = server.module
+        if module is None or old == new:
+            return server
+        key = (id(module), new)
+        found = self._asked.get(key)
+        if found is None:
+            found = self._asked[key] = (module, self._keep(_with_ids(module, new)))
+        return server._replace(module=found[1])
 
     def _ids(self, module: Module | None) -> _Ids:
         if module is None:
@@ -90,7 +124,7 @@ class Canonical:
         if key in self._renamings:
             renaming = self._renamings[key]
         else:
-            renaming = _renaming(world)
+            renaming = _renaming(world, self._keep)
             if renaming is not None:
                 renaming = self._equal_renamings.setdefault(renaming.key, renaming)
             self._renamings[key] = renaming
@@ -108,22 +142,21 @@ class Canonical:
 
 # ---- requests to the arbiter
 
+Requests = tuple[tuple[int, object], ...]
+Answers = tuple[tuple[int, Answered | Looked], ...]
 
-def _rename_requests(world: World) -> World:
-    servers = world.servers
-    if (
-        not world.requests
-        and not world.answers
-        and all(
-            (module := server.module) is None
-            or (
-                (module.asking is None or module.asking.request_id == WAITED_FOR)
-                and module.looking in (None, WAITED_FOR)
-            )
-            for server in servers
-        )
-    ):
-        return world
+
+def _waited_for(server: Server) -> tuple[object, ...]:
+    """All that decides what a request or an answer is called."""
+    module = server.module
+    if module is None:
+        return ()
+    asking = module.asking
+    return (module.settings.kind, None if asking is None else asking.request_id, module.looking)
+
+
+def _on_the_way(world: World) -> tuple[Requests, Answers]:
+    servers, standing = world.servers, world.standing
     kind = next((server.module.settings.kind for server in servers if server.module is not None), Kind.WITNESS)
     requests: list[tuple[int, object]] = []
     for s, request in world.requests:
@@ -132,10 +165,9 @@ def _rename_requests(world: World) -> World:
             if module is not None and module.looking == request.request_id:
                 requests.append((s, _LOOK))
         elif isinstance(request, Claim):
-            waited = module is not None and module.asking is not None and module.asking.request_id == request.request_id
-            if waited:
+            if module is not None and module.asking is not None and module.asking.request_id == request.request_id:
                 requests.append((s, _with_id(request, WAITED_FOR)))
-            elif keeps_epochs(kind) and not _is_refused(request, kind, world.standing):
+            elif keeps_epochs(kind) and not _is_refused(request, kind, standing):
                 requests.append((s, _late(request, kind)))
     answers: list[tuple[int, Answered | Looked]] = []
     for s, answer in world.answers:
@@ -145,12 +177,7 @@ def _rename_requests(world: World) -> World:
                 answers.append((s, replace(answer, request_id=WAITED_FOR)))
         elif module is not None and module.asking is not None and module.asking.request_id == answer.answer.request_id:
             answers.append((s, Answered(replace(answer.answer, request_id=WAITED_FOR))))
-    renamed = tuple(_wait_for(server) for server in servers)
-    return world._replace(
-        servers=(renamed[0], renamed[1]),
-        requests=tuple(sorted(dict.fromkeys(requests), key=repr)),
-        answers=tuple(sorted(answers, key=repr)),
-    )
+    return tuple(sorted(dict.fromkeys(requests), key=repr)), tuple(sorted(answers, key=repr))
 
 
 _LOOK = Look(WAITED_FOR)
@@ -172,19 +199,12 @@ def _with_id(claim: Claim, request_id: bytes) -> Claim:
     return claim if claim.request_id == request_id else replace(claim, request_id=request_id)
 
 
-def _wait_for(server: Server) -> Server:
-    module = server.module
-    if module is None:
-        return server
+def _waiting(module: Module) -> Module:
     asking, looking = module.asking, module.looking
-    if (asking is None or asking.request_id == WAITED_FOR) and looking in (None, WAITED_FOR):
-        return server
-    return server._replace(
-        module=replace(
-            module,
-            asking=None if asking is None else _with_id(asking, WAITED_FOR),
-            looking=None if looking is None else WAITED_FOR,
-        )
+    return replace(
+        module,
+        asking=None if asking is None else _with_id(asking, WAITED_FOR),
+        looking=None if looking is None else WAITED_FOR,
     )
 
 
@@ -238,17 +258,13 @@ def _named_questions(a: _Ids, b: _Ids) -> tuple[_Ids, _Ids] | None:
     return None if both == [a, b] else (both[0], both[1])
 
 
-def _with_ids(server: Server, old: _Ids, new: _Ids) -> Server:
-    module = server.module
-    if module is None or old == new:
-        return server
+def _with_ids(module: Module, new: _Ids) -> Module:
     peer = module.peer
-    if peer is not None and old[4:] != new[4:]:
+    if peer is not None:
         peer = replace(
             peer, request=new.peer_request, consent=new.peer_consent, yields=new.peer_yields, keeps=new.peer_keeps
         )
-    module = replace(module, peer=peer, request=new.request, consent=new.consent, yields=new.yields, keeps=new.keeps)
-    return server._replace(module=module)
+    return replace(module, peer=peer, request=new.request, consent=new.consent, yields=new.yields, keeps=new.keeps)
 
 
 # ---- records
@@ -266,7 +282,7 @@ def _history(server: Server) -> tuple[object, ...]:
     return (server.record is None, asking, *looked_at)
 
 
-def _renaming(world: World) -> _Renaming | None:
+def _renaming(world: World, keep: Callable[[Module], Module]) -> _Renaming | None:
     """None: all have their names."""
     names: dict[bytes, bytes] = {}
     records = _records(world)
@@ -285,7 +301,7 @@ def _renaming(world: World) -> _Renaming | None:
     epoch = _lowest_epoch(world, records)
     if not (term or epoch or _is_renamed(names) or any(_has_dead(record, alive) for record in records)):
         return None
-    return _Renaming(names, alive, term, epoch)
+    return _Renaming(names, alive, term, epoch, keep)
 
 
 def _records(world: World) -> list[Record]:
@@ -358,12 +374,20 @@ def _lowest_epoch(world: World, records: list[Record]) -> int:
 class _Renaming:
     """One, applied to all that is in a world; remembered for each record and module."""
 
-    def __init__(self, names: dict[bytes, bytes], alive: frozenset[bytes], term: int, epoch: int) -> None:
+    def __init__(
+        self,
+        names: dict[bytes, bytes],
+        alive: frozenset[bytes],
+        term: int,
+        epoch: int,
+        keep: Callable[[Module], Module],
+    ) -> None:
         self.key = (tuple(names.items()), alive, term, epoch)
         self._names = names
         self._alive = alive
         self._term = term
         self._epoch = epoch
+        self._keep = keep
         self._records: dict[Record, Record] = {}
         self._modules: dict[int, tuple[Module, Module]] = {}
 
@@ -403,7 +427,7 @@ class _Renaming:
             return None
         found = self._modules.get(id(module))
         if found is None:
-            found = self._modules[id(module)] = (module, self._renamed(module))
+            found = self._modules[id(module)] = (module, self._keep(self._renamed(module)))
         return found[1]
 
     def _renamed(self, module: Module) -> Module:

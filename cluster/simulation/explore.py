@@ -22,7 +22,7 @@ from hotpair.cluster.module_events import Command
 from hotpair.cluster.simulation import goals, invariants
 from hotpair.cluster.simulation.actions import FREE, Action, Scope, Sort, actions, cuts, describe, pay, perform, urgent
 from hotpair.cluster.simulation.canonical import Canonical
-from hotpair.cluster.simulation.remembered import remembering
+from hotpair.cluster.simulation.remembered import Kept, remembering
 from hotpair.cluster.simulation.world import NAMES, World, pair_apart, pair_in_sync, pair_split, under_policies
 from hotpair.cluster.simulation.world_store import WorldStore
 from hotpair.cluster.split_brain import MANUAL, SERVER, WORDS
@@ -76,8 +76,9 @@ class Explorer:
     def __init__(self, scope: Scope, start: World, most: int = MOST_STATES) -> None:
         self._scope = scope
         self._most = most
-        self._machine = remembering()
-        self._canonical = Canonical()
+        keep = Kept()
+        self._machine = remembering(keep)
+        self._canonical = Canonical(keep)
         self._worlds = WorldStore()
         self._parents = array("L")
         self._depth = array("H")

@@ -26,7 +26,17 @@ class Machine(NamedTuple):
 PLAIN = Machine(module_machine.step, view_of)
 
 
-def remembering() -> Machine:
+class Kept:
+    """Equal modules of one server become one object, for as long as the exploration lasts."""
+
+    def __init__(self) -> None:
+        self._modules: dict[str, dict[Module, Module]] = {}
+
+    def __call__(self, module: Module) -> Module:
+        return self._modules.setdefault(module.settings.server, {}).setdefault(module, module)
+
+
+def remembering(keep: Kept) -> Machine:
     """For one exploration: the rules must not change in it. Now is always the same there."""
     steps: dict[tuple[int, Event], tuple[Module, Now, Stepped]] = {}
     views: dict[int, tuple[Module, PeerView]] = {}
@@ -35,7 +45,8 @@ def remembering() -> Machine:
         key = (id(module), event)
         found = steps.get(key)
         if found is None:
-            found = steps[key] = (module, now, module_machine.step(module, event, now))
+            after, effects = module_machine.step(module, event, now)
+            found = steps[key] = (module, now, (keep(after), effects))
         assert found[1] == now
         return found[2]
 
