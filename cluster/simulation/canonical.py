@@ -12,6 +12,8 @@ Each renaming keeps what any rule can see of a world, so a world and its name do
   late claims that are then the same count once: the arbiter grants the second again without a change, or refuses it.
 - A late claim that names an epoch the arbiter has left is dropped: it would be refused, and the refusal ignored.
 - A fence, unlike a witness, acts only while its asker waits: it is its child.
+- What is not flushed is forgotten where no power is lost. A write that both copies have, and that no loss of power takes
+  from one, counts as acknowledged: whether it is only matters for a copy that lacks it, and no copy loses it again.
 """
 
 from __future__ import annotations
@@ -37,8 +39,9 @@ class Canonical:
     Modules are told apart by their address, and kept. Equal ones become one object.
     """
 
-    def __init__(self, keep: Callable[[Module], Module]) -> None:
+    def __init__(self, keep: Callable[[Module], Module], *, is_power_lost: bool) -> None:
         self._keep = keep
+        self._is_power_lost = is_power_lost
         self._waiting: dict[int, tuple[Module, Module]] = {}
         self._on_the_way: dict[tuple[object, ...], tuple[Requests, Answers]] = {}
         self._questions: dict[int, tuple[Module, _Ids]] = {}
@@ -50,7 +53,17 @@ class Canonical:
         self._equal_renamings: dict[tuple[object, ...], _Renaming] = {}
 
     def __call__(self, world: World) -> World:
-        return self._rename_records(self._rename_questions(self._rename_requests(world)))
+        return self._rename_records(self._rename_questions(self._rename_requests(self._forget(world))))
+
+    # ---- the data
+
+    def _forget(self, world: World) -> World:
+        a, b = world.servers
+        if not self._is_power_lost and (a.volatile or b.volatile):
+            a, b = a._replace(volatile=0), b._replace(volatile=0)
+            world = world._replace(servers=(a, b))
+        safe = a.copy & b.copy & ~(a.volatile | b.volatile)
+        return world._replace(acked=world.acked | safe) if safe & ~world.acked else world
 
     # ---- requests to the arbiter
 
