@@ -163,10 +163,11 @@ def actions(world: World, scope: Scope, machine: Machine = PLAIN) -> Iterator[tu
                 if _makes_sense(server.module, command):
                     yield Action("command", s, command), COMMAND
     for request in dict.fromkeys(world.requests):
-        if world.arbiter_up or scope.kind is Kind.NONE:
-            yield Action("arbiter", request[0], request[1]), FREE
+        if (world.arbiter_up or scope.kind is Kind.NONE) and _is_taken(world, scope, *request):
+            yield Action("arbiter", *request), FREE
     for answer in dict.fromkeys(world.answers):
-        yield Action("answer", answer[0], answer[1]), FREE
+        if world.servers[answer[0]].module is not None:
+            yield Action("answer", *answer), FREE
     if world.faults:
         if world.link and "link" in scope.faults:
             yield Action("link fails"), FAULT
@@ -180,7 +181,7 @@ def actions(world: World, scope: Scope, machine: Machine = PLAIN) -> Iterator[tu
         yield Action("arbiter heals"), FREE
 
 
-def urgent(world: World, scope: Scope, machine: Machine) -> Action | None:
+def urgent(world: World, scope: Scope, machine: Machine = PLAIN) -> Action | None:
     """What comes before all else in this scope: only deaths can come in between."""
     for s in (0, 1):
         server = world.servers[s]
@@ -193,15 +194,26 @@ def urgent(world: World, scope: Scope, machine: Machine) -> Action | None:
             return Action("vm report", s)
     if scope.kind is Kind.NONE and not scope.late_reports:
         for request in world.requests:
-            return Action("arbiter", *request)
+            if _is_taken(world, scope, *request):
+                return Action("arbiter", *request)
         for answer in world.answers:
-            return Action("answer", *answer)
+            if world.servers[answer[0]].module is not None:
+                return Action("answer", *answer)
     for s in (0, 1):
         module, other = world.servers[s].module, world.servers[1 - s].module
         is_heard = world.net and not scope.stale_pulses
         if is_heard and module is not None and other is not None and machine.view(other) != module.peer:
             return Action("pulse", s)
     return None
+
+
+def _is_taken(world: World, scope: Scope, s: int, request: object) -> bool:
+    """A witness takes what comes late, too; a fence acts only while its asker waits: it is its child."""
+    module = world.servers[s].module
+    if keeps_epochs(scope.kind):
+        return True
+    asking = None if module is None else module.asking
+    return isinstance(request, Claim) and asking is not None and asking.request_id == request.request_id
 
 
 def _control(world: World, scope: Scope, s: int, module: Module, machine: Machine) -> Iterator[tuple[Action, Sort]]:

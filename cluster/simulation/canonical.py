@@ -11,9 +11,9 @@ Each renaming keeps what any rule can see of a world, so a world and its name do
 - Ids of claims, looks and questions are only ever compared with the one being waited for: all others become one. Two
   late claims that are then the same count once: the arbiter grants the second again without a change, or refuses it.
 - A late claim that names an epoch the arbiter has left is dropped: it would be refused, and the refusal ignored.
-- A fence, unlike a witness, acts only while its asker waits: it is its child.
-- What is not flushed is forgotten where no power is lost. A write that both copies have, and that no loss of power takes
-  from one, counts as acknowledged: whether it is only matters for a copy that lacks it, and no copy loses it again.
+- What nobody takes or hears any more is dropped: claims of which only a waiting asker's are taken, answers.
+- What is not flushed is forgotten where no power is lost. A write that both copies have, and that no loss of power
+  takes from one, counts as acknowledged: that only matters for a copy that lacks it, and no copy loses it again.
 """
 
 from __future__ import annotations

@@ -224,10 +224,10 @@ COMMANDS: tuple[Command, ...] = (Command.START, Command.STOP, Command.SWAP)
 
 
 def explore(scope: Scope, faults: int, commands: int, start: str = "in-sync", *, liveness: bool = True) -> Outcome:
-    return Explorer(scope, _begin(scope, faults, commands, start)).run(liveness=liveness)
+    return Explorer(scope, begin(scope, faults, commands, start)).run(liveness=liveness)
 
 
-def _begin(scope: Scope, faults: int, commands: int, start: str) -> World:
+def begin(scope: Scope, faults: int, commands: int, start: str = "in-sync") -> World:
     return under_policies(STARTS[start](scope.kind, faults, commands), (scope.policy, scope.policy))
 
 
@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Kind(given.kind), given.writes, faults, chosen, given.power, given.late_reports, given.stale_pulses,
         given.split_brain,
     )  # fmt: skip
-    explorer = Explorer(scope, _begin(scope, given.faults, given.commands, given.start), given.most)
+    explorer = Explorer(scope, begin(scope, given.faults, given.commands, given.start), given.most)
 
     def progress(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
