@@ -47,7 +47,7 @@ def test_any_single_fault_is_survived(kind: Kind, start: str, least: int) -> Non
     assert outcome.transitions > least
 
 
-@pytest.mark.parametrize("kind", [Kind.FENCE, Kind.NONE])
+@pytest.mark.parametrize("kind", [Kind.WITNESS, Kind.FENCE, Kind.NONE])
 def test_a_fault_in_the_middle_of_a_command_is_survived(kind: Kind) -> None:
     outcome = explore(Scope(kind), 1, 1)
     assert outcome.wrong == "", "\n".join(outcome.trace)

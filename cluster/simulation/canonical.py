@@ -22,15 +22,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
-from hotpair.cluster.arbitration import Answer, Asked, Claim, Kind, Purpose, Standing, asked, keeps_epochs
+from hotpair.cluster.arbitration import Asked, Claim, Kind, Purpose, Standing, asked, keeps_epochs
 from hotpair.cluster.module_events import Answered, Look, Looked
-from hotpair.cluster.module_values import Module, PeerView
-from hotpair.cluster.record import Record
+from hotpair.cluster.module_values import Module
+from hotpair.cluster.simulation.renaming import NAMES, Renaming, history, renaming_of
 from hotpair.cluster.simulation.world import Server, World, named
 
 WAITED_FOR = named(100)
 LATE = named(101)
-_ID_TEXT = tuple(named(number) for number in range(1, 60))
 
 
 class Canonical:
@@ -49,8 +48,8 @@ class Canonical:
         self._asked: dict[tuple[int, _Ids], tuple[Module, Module]] = {}
         self._histories: dict[tuple[int, int], tuple[Server, int]] = {}
         self._history_numbers: dict[tuple[object, ...], int] = {}
-        self._renamings: dict[tuple[object, ...], _Renaming | None] = {}
-        self._equal_renamings: dict[tuple[object, ...], _Renaming] = {}
+        self._renamings: dict[tuple[object, ...], Renaming | None] = {}
+        self._equal_renamings: dict[tuple[object, ...], Renaming] = {}
 
     def __call__(self, world: World) -> World:
         return self._rename_records(self._rename_questions(self._rename_requests(self._forget(world))))
@@ -137,7 +136,7 @@ class Canonical:
         if key in self._renamings:
             renaming = self._renamings[key]
         else:
-            renaming = _renaming(world, self._keep)
+            renaming = renaming_of(world, self._keep)
             if renaming is not None:
                 renaming = self._equal_renamings.setdefault(renaming.key, renaming)
             self._renamings[key] = renaming
@@ -149,7 +148,7 @@ class Canonical:
         found = self._histories.get(key)
         if found is None:
             known = self._history_numbers
-            found = self._histories[key] = (server, known.setdefault(_history(server), len(known)))
+            found = self._histories[key] = (server, known.setdefault(history(server), len(known)))
         return found[1]
 
 
@@ -264,7 +263,7 @@ def _named_questions(a: _Ids, b: _Ids) -> tuple[_Ids, _Ids] | None:
             )
             for i, name in enumerate(found):
                 if name is not None and name not in order:
-                    order[name] = WAITED_FOR if i == 0 else _ID_TEXT[len(order)]
+                    order[name] = WAITED_FOR if i == 0 else NAMES[len(order)]
             new = [None if name is None else order[name] for name in found]
             both[s] = mine._replace(**{question: new[0], "peer_" + answer: new[3]})
             both[1 - s] = theirs._replace(**{"peer_" + question: new[1], answer: new[2]})
@@ -278,202 +277,3 @@ def _with_ids(module: Module, new: _Ids) -> Module:
             peer, request=new.peer_request, consent=new.peer_consent, yields=new.peer_yields, keeps=new.peer_keeps
         )
     return replace(module, peer=peer, request=new.request, consent=new.consent, yields=new.yields, keeps=new.keeps)
-
-
-# ---- records
-
-
-def _history(server: Server) -> tuple[object, ...]:
-    records: dict[int, Record] = {}
-    _collect(records, server)
-    looked_at = [
-        (record.generation, record.base, record.ancestors, record.solo, record.term, record.epoch)
-        for record in records.values()
-    ]
-    module = server.module
-    asking = None if module is None or module.asking is None else module.asking.epoch
-    return (server.record is None, asking, *looked_at)
-
-
-def _renaming(world: World, keep: Callable[[Module], Module]) -> _Renaming | None:
-    """None: all have their names."""
-    names: dict[bytes, bytes] = {}
-    records = _records(world)
-    for record in records:
-        _name(names, record.generation)
-    for queue in world.queues:
-        for message in queue:
-            for part in message:
-                if isinstance(part, bytes):
-                    _name(names, part)
-    alive = frozenset(names)
-    for record in records:
-        if record.solo and record.base is not None:
-            _name(names, record.base)
-    term = min((record.term for record in records), default=0)
-    epoch = _lowest_epoch(world, records)
-    if not (term or epoch or _is_renamed(names) or any(_has_dead(record, alive) for record in records)):
-        return None
-    return _Renaming(names, alive, term, epoch, keep)
-
-
-def _records(world: World) -> list[Record]:
-    """Each once, in an order that depends on where they are."""
-    found: dict[int, Record] = {}
-    for server in world.servers:
-        _collect(found, server)
-    for queue in world.queues:
-        for message in queue:
-            for part in message:
-                if isinstance(part, Record):
-                    found[id(part)] = part
-    return list(found.values())
-
-
-def _collect(found: dict[int, Record], server: Server) -> None:
-    module = server.module
-    if server.record is not None:
-        found[id(server.record)] = server.record
-    if module is not None:
-        if module.record is not None:
-            found[id(module.record)] = module.record
-        if module.peer is not None and module.peer.record is not None:
-            found[id(module.peer.record)] = module.peer.record
-
-
-def _name(names: dict[bytes, bytes], generation: bytes) -> None:
-    if generation not in names:
-        names[generation] = _ID_TEXT[len(names)]
-
-
-def _is_renamed(names: dict[bytes, bytes]) -> bool:
-    return any(old != new for old, new in names.items())
-
-
-def _has_dead(record: Record, alive: frozenset[bytes]) -> bool:
-    if record.base is not None and not record.solo and record.base not in alive:
-        return True
-    return not alive.issuperset(record.ancestors)
-
-
-def _lowest_epoch(world: World, records: list[Record]) -> int:
-    """How far all epochs can be moved down."""
-    standing = world.standing
-    if standing.holder is None or any(server.record is None for server in world.servers):
-        return 0
-    lowest = min(standing.epoch - 1, min(record.epoch for record in records))
-    if not lowest:
-        return 0
-    for server in world.servers:
-        if server.module is not None and server.module.asking is not None:
-            lowest = min(lowest, server.module.asking.epoch)
-    for _, request in world.requests:
-        if isinstance(request, Claim):
-            lowest = min(lowest, request.epoch)
-    for _, answer in world.answers:
-        if isinstance(answer, Answered):
-            if answer.answer.epoch is not None:
-                lowest = min(lowest, answer.answer.epoch - (answer.answer.holder is not None))
-        elif answer.standing is not None:
-            lowest = min(lowest, answer.standing.epoch - 1)
-    for queue in world.queues:
-        for message in queue:
-            if message[0] == "epoch":
-                assert isinstance(message[1], int)
-                lowest = min(lowest, message[1])
-    return max(lowest, 0)
-
-
-class _Renaming:
-    """One, applied to all that is in a world; remembered for each record and module."""
-
-    def __init__(
-        self,
-        names: dict[bytes, bytes],
-        alive: frozenset[bytes],
-        term: int,
-        epoch: int,
-        keep: Callable[[Module], Module],
-    ) -> None:
-        self.key = (tuple(names.items()), alive, term, epoch)
-        self._names = names
-        self._alive = alive
-        self._term = term
-        self._epoch = epoch
-        self._keep = keep
-        self._records: dict[Record, Record] = {}
-        self._modules: dict[int, tuple[Module, Module]] = {}
-
-    def world(self, world: World) -> World:
-        a, b = world.servers
-        one, other = world.queues
-        return world._replace(
-            servers=(self._server(a), self._server(b)),
-            queues=(tuple(map(self._message, one)), tuple(map(self._message, other))),
-            standing=self._standing(world.standing),
-            requests=tuple((s, self._claim(request)) for s, request in world.requests),
-            answers=tuple((s, self._answer(answer)) for s, answer in world.answers),
-        )
-
-    def _server(self, server: Server) -> Server:
-        return server._replace(record=self._record(server.record), module=self._module(server.module))
-
-    def _record(self, record: Record | None) -> Record | None:
-        if record is None:
-            return None
-        known = self._records.get(record)
-        if known is None:
-            base = record.base
-            keeps_base = base is not None and (record.solo or base in self._alive)
-            known = self._records[record] = replace(
-                record,
-                generation=self._names[record.generation],
-                term=record.term - self._term,
-                epoch=record.epoch - self._epoch,
-                base=self._names[base] if base is not None and keeps_base else None,
-                ancestors=tuple(self._names[old] for old in record.ancestors if old in self._alive),
-            )
-        return known
-
-    def _module(self, module: Module | None) -> Module | None:
-        if module is None:
-            return None
-        found = self._modules.get(id(module))
-        if found is None:
-            found = self._modules[id(module)] = (module, self._keep(self._renamed(module)))
-        return found[1]
-
-    def _renamed(self, module: Module) -> Module:
-        peer: PeerView | None = module.peer
-        if peer is not None and peer.record is not None:
-            peer = replace(peer, record=self._record(peer.record))
-        asking = module.asking
-        if asking is not None and self._epoch:
-            asking = replace(asking, epoch=asking.epoch - self._epoch)
-        return replace(module, record=self._record(module.record), peer=peer, asking=asking)
-
-    def _message(self, message: tuple[object, ...]) -> tuple[object, ...]:
-        if message[0] == "epoch":
-            assert isinstance(message[1], int)
-            return (message[0], message[1] - self._epoch)
-        return tuple(
-            self._record(part) if isinstance(part, Record) else self._names[part] if isinstance(part, bytes) else part
-            for part in message
-        )
-
-    def _standing(self, standing: Standing) -> Standing:
-        return Standing(standing.epoch - self._epoch, standing.holder) if self._epoch else standing
-
-    def _claim(self, request: object) -> object:
-        if self._epoch and isinstance(request, Claim):
-            return replace(request, epoch=request.epoch - self._epoch)
-        return request
-
-    def _answer(self, answer: Answered | Looked) -> Answered | Looked:
-        if not self._epoch:
-            return answer
-        if isinstance(answer, Looked):
-            standing = answer.standing
-            return answer if standing is None else replace(answer, standing=self._standing(standing))
-        given: Answer = answer.answer
-        return answer if given.epoch is None else Answered(replace(given, epoch=given.epoch - self._epoch))
