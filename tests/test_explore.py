@@ -111,12 +111,13 @@ def as_it_is(module: Module) -> Module:
 @pytest.mark.parametrize(("kind", "commands"), [(Kind.WITNESS, 0), (Kind.FENCE, 0), (Kind.NONE, 1)])
 def test_nothing_is_missed_by_remembering_and_passing_through(kind: Kind, commands: int) -> None:
     scope = Scope(kind, commands=(Command.SWAP,))
+    naming = Canonical(as_it_is, kind, is_power_lost=False)
     start = begin(scope, 1, commands)
     found = [start]
     known = {start}
     for world in found:
         for after in what_follows(world, scope):
-            name = Canonical(as_it_is, is_power_lost=False)(after)
+            name = naming(after)
             if name not in known:
                 known.add(name)
                 found.append(name)
@@ -133,7 +134,7 @@ def test_a_world_and_its_name_do_the_same(kind: Kind, start: str, faults: int) -
     """Random ways through worlds whose ids, terms and epochs are as they came: what a name leaves out has no effect."""
     commands = (Command.SWAP, Command.STOP, Command.START, Command.PRIM_FORCE)
     scope = Scope(kind, 2, commands=commands, policy="former-primary")
-    naming = Canonical(as_it_is, is_power_lost=False)
+    naming = Canonical(as_it_is, kind, is_power_lost=False)
 
     def name(world: World) -> World:
         return naming(world)._replace(fresh=FRESH)

@@ -38,8 +38,9 @@ class Canonical:
     Modules are told apart by their address, and kept. Equal ones become one object.
     """
 
-    def __init__(self, keep: Callable[[Module], Module], *, is_power_lost: bool) -> None:
+    def __init__(self, keep: Callable[[Module], Module], kind: Kind, *, is_power_lost: bool) -> None:
         self._keep = keep
+        self._kind = kind
         self._is_power_lost = is_power_lost
         self._waiting: dict[int, tuple[Module, Module]] = {}
         self._on_the_way: dict[tuple[object, ...], tuple[Requests, Answers]] = {}
@@ -74,7 +75,7 @@ class Canonical:
             key = (_waited_for(a), _waited_for(b), requests, answers, world.standing)
             found = self._on_the_way.get(key)
             if found is None:
-                found = self._on_the_way[key] = _on_the_way(world)
+                found = self._on_the_way[key] = _on_the_way(world, self._kind)
             requests, answers = found
         elif one is a and other is b:
             return world
@@ -164,12 +165,11 @@ def _waited_for(server: Server) -> tuple[object, ...]:
     if module is None:
         return ()
     asking = module.asking
-    return (module.settings.kind, None if asking is None else asking.request_id, module.looking)
+    return (None if asking is None else asking.request_id, module.looking)
 
 
-def _on_the_way(world: World) -> tuple[Requests, Answers]:
+def _on_the_way(world: World, kind: Kind) -> tuple[Requests, Answers]:
     servers, standing = world.servers, world.standing
-    kind = next((server.module.settings.kind for server in servers if server.module is not None), Kind.WITNESS)
     requests: list[tuple[int, object]] = []
     for s, request in world.requests:
         module = servers[s].module

@@ -79,7 +79,7 @@ class Explorer:
         self._most = most
         keep = Kept()
         self._machine = remembering(keep)
-        self._canonical = Canonical(keep, is_power_lost=scope.power or "power" in scope.faults)
+        self._canonical = Canonical(keep, scope.kind, is_power_lost=scope.power or "power" in scope.faults)
         self._worlds = WorldStore()
         self._parents = array("L")
         self._depth = array("H")
