@@ -117,8 +117,8 @@ LEFT_OUT = (
         1,
         1,
     ),
-    LeftOut("R10", ((mirrors, "connect", released_before_the_target_is_inconsistent),), scope("crash", "network"), 2),
-    LeftOut("R11", ((rules, "boot_unchanged", reboots_do_not_count),), scope("power", "network", power=True), 2),
+    LeftOut("R10", ((mirrors, "connect", released_before_the_target_is_inconsistent),), scope("crash"), 2),
+    LeftOut("R11", ((rules, "boot_unchanged", reboots_do_not_count),), scope("power", power=True), 1),
     LeftOut("R12", ((rules, "purpose_of", live_after_a_restart),), scope("crash", "network", kind=Kind.FENCE), 2),
     LeftOut("R13", ((rules, "may_take_command", always),), scope("network", commands=(Command.PRIM,)), 1, 1),
     LeftOut(

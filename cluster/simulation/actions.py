@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 from hotpair.cluster.arbitration import (
@@ -55,9 +56,9 @@ from hotpair.cluster.module_events import (
     TimerFired,
     VmReported,
 )
-from hotpair.cluster.module_machine import step
-from hotpair.cluster.module_values import MirrorMode, Module, Plan, Role, State, Vm, view
+from hotpair.cluster.module_values import MirrorMode, Module, Plan, Role, State, Vm
 from hotpair.cluster.simulation import mirrors
+from hotpair.cluster.simulation.remembered import PLAIN, Machine
 from hotpair.cluster.simulation.world import (
     BOOT,
     NAMES,
@@ -135,13 +136,13 @@ MATERIAL = (
 # ---- what is possible
 
 
-def actions(world: World, scope: Scope) -> Iterator[tuple[Action, Sort]]:
+def actions(world: World, scope: Scope, machine: Machine = PLAIN) -> Iterator[tuple[Action, Sort]]:
     """Everything that can happen now, with its price. The cuts inside a step are added by `cuts`."""
-    urgent = _urgent(world, scope)
-    if urgent is not None:
-        yield urgent, FREE
+    first = urgent(world, scope, machine)
+    if first is not None:
+        yield first, FREE
         if world.faults:
-            for fault in _faults(world, scope, urgent.server):
+            for fault in _faults(world, scope, first.server):
                 if fault[0].name in ("crash", "control dies"):
                     yield fault
         return
@@ -153,7 +154,7 @@ def actions(world: World, scope: Scope) -> Iterator[tuple[Action, Sort]]:
         if server.module is None:
             yield Action("control starts", s), FREE
         else:
-            yield from _control(world, scope, s, server.module)
+            yield from _control(world, scope, s, server.module, machine)
         yield from _mirror(world, scope, s)
         if world.faults:
             yield from _faults(world, scope, s)
@@ -162,10 +163,11 @@ def actions(world: World, scope: Scope) -> Iterator[tuple[Action, Sort]]:
                 if _makes_sense(server.module, command):
                     yield Action("command", s, command), COMMAND
     for request in dict.fromkeys(world.requests):
-        if world.arbiter_up or scope.kind is Kind.NONE:
-            yield Action("arbiter", request[0], request[1]), FREE
+        if (world.arbiter_up or scope.kind is Kind.NONE) and _is_taken(world, scope, *request):
+            yield Action("arbiter", *request), FREE
     for answer in dict.fromkeys(world.answers):
-        yield Action("answer", answer[0], answer[1]), FREE
+        if world.servers[answer[0]].module is not None:
+            yield Action("answer", *answer), FREE
     if world.faults:
         if world.link and "link" in scope.faults:
             yield Action("link fails"), FAULT
@@ -179,7 +181,7 @@ def actions(world: World, scope: Scope) -> Iterator[tuple[Action, Sort]]:
         yield Action("arbiter heals"), FREE
 
 
-def _urgent(world: World, scope: Scope) -> Action | None:
+def urgent(world: World, scope: Scope, machine: Machine = PLAIN) -> Action | None:
     """What comes before all else in this scope: only deaths can come in between."""
     for s in (0, 1):
         server = world.servers[s]
@@ -192,25 +194,36 @@ def _urgent(world: World, scope: Scope) -> Action | None:
             return Action("vm report", s)
     if scope.kind is Kind.NONE and not scope.late_reports:
         for request in world.requests:
-            return Action("arbiter", *request)
+            if _is_taken(world, scope, *request):
+                return Action("arbiter", *request)
         for answer in world.answers:
-            return Action("answer", *answer)
+            if world.servers[answer[0]].module is not None:
+                return Action("answer", *answer)
     for s in (0, 1):
         module, other = world.servers[s].module, world.servers[1 - s].module
         is_heard = world.net and not scope.stale_pulses
-        if is_heard and module is not None and other is not None and view(other) != module.peer:
+        if is_heard and module is not None and other is not None and machine.view(other) != module.peer:
             return Action("pulse", s)
     return None
 
 
-def _control(world: World, scope: Scope, s: int, module: Module) -> Iterator[tuple[Action, Sort]]:
+def _is_taken(world: World, scope: Scope, s: int, request: object) -> bool:
+    """A witness takes what comes late, too; a fence acts only while its asker waits: it is its child."""
+    module = world.servers[s].module
+    if keeps_epochs(scope.kind):
+        return True
+    asking = None if module is None else module.asking
+    return isinstance(request, Claim) and asking is not None and asking.request_id == request.request_id
+
+
+def _control(world: World, scope: Scope, s: int, module: Module, machine: Machine) -> Iterator[tuple[Action, Sort]]:
     server, other = world.servers[s], world.servers[1 - s]
     if _is_unreported(server, module, scope):
         yield Action("mirror report", s), FREE
     if (Vm.ON if server.vm else Vm.OFF) is not module.vm:
         yield Action("vm report", s), FREE
     if world.net and other.module is not None:
-        if view(other.module) != module.peer:
+        if machine.view(other.module) != module.peer:
             yield Action("pulse", s), FREE
     elif (module.peer is not None or module.listening) and not _link_lives(world):
         yield Action("peer lost", s), FREE
@@ -307,7 +320,7 @@ def _makes_sense(module: Module, command: Command) -> bool:
 # ---- what comes of it
 
 
-def event_of(world: World, action: Action, scope: Scope) -> Event | None:
+def event_of(world: World, action: Action, scope: Scope, machine: Machine) -> Event | None:
     """What the control plane hears by this action; None if it is not the control plane that acts."""
     s = action.server
     server = world.servers[s]
@@ -319,7 +332,7 @@ def event_of(world: World, action: Action, scope: Scope) -> Event | None:
         case "pulse":
             other = world.servers[1 - s].module
             assert other is not None
-            return PeerHeard(view(other))
+            return PeerHeard(machine.view(other))
         case "peer lost":
             return PeerLost()
         case "timer":
@@ -339,9 +352,9 @@ def event_of(world: World, action: Action, scope: Scope) -> Event | None:
             return None
 
 
-def perform(world: World, action: Action, scope: Scope) -> World:
+def perform(world: World, action: Action, scope: Scope, machine: Machine = PLAIN) -> World:
     """The world after it, not yet in canonical form."""
-    event = event_of(world, action, scope)
+    event = event_of(world, action, scope, machine)
     if event is None:
         return _happen(world, action, scope)
     s = action.server
@@ -349,8 +362,8 @@ def perform(world: World, action: Action, scope: Scope) -> World:
         world = change(world, s, up=True)
     if action.name == "answer":
         world = world._replace(answers=_without(world.answers, (s, action.argument)))
-    module = world.servers[s].module or Module(settings=settings(scope.kind, s, scope.policy))
-    module, effects = step(module, event, Now(0.0, world.fresh))
+    module = world.servers[s].module or _unstarted(scope.kind, s, scope.policy)
+    module, effects = machine.step(module, event, Now(0.0, world.fresh))
     world = change(overridden(world, module, event, effects), s, module=module)
     done = 0
     for effect in effects:
@@ -363,6 +376,11 @@ def perform(world: World, action: Action, scope: Scope) -> World:
     if action.dies == "server":
         return crash(world, s)
     return world
+
+
+@cache
+def _unstarted(kind: Kind, s: int, policy: str) -> Module:
+    return Module(settings=settings(kind, s, policy))
 
 
 def pay(world: World, sort: Sort) -> World:
@@ -388,14 +406,14 @@ def overridden(world: World, module: Module, event: Event, effects: tuple[Effect
     return world._replace(overridden=True, forced=world.forced or alone or event.command is Command.PRIM_FORCE)
 
 
-def cuts(world: World, action: Action, scope: Scope) -> Iterator[Action]:
+def cuts(world: World, action: Action, scope: Scope, machine: Machine = PLAIN) -> Iterator[Action]:
     """The same step, ended between two of its effects by the death of the control plane, or of the server."""
-    event = event_of(world, action, scope)
+    event = event_of(world, action, scope, machine)
     if event is None or action.dies or "cut" not in scope.faults:
         return
     s = action.server
-    module = world.servers[s].module or Module(settings=settings(scope.kind, s, scope.policy))
-    _, effects = step(module, event, Now(0.0, world.fresh))
+    module = world.servers[s].module or _unstarted(scope.kind, s, scope.policy)
+    _, effects = machine.step(module, event, Now(0.0, world.fresh))
     material = sum(isinstance(effect, MATERIAL) for effect in effects)
     for cut in range(1, material):
         yield action._replace(cut=cut, dies="control")
@@ -571,4 +589,5 @@ __all__ = [
     "describe",
     "perform",
     "unreachable",
+    "urgent",
 ]

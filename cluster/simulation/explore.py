@@ -2,37 +2,35 @@
 
     python -m hotpair.cluster.simulation.explore --kind witness --faults 2 --commands 1
 
-Prints the number of states, or the shortest trace to a world in which an invariant does not hold. Liveness: from every
-world in which the module has to run, a world in which it does must be reachable without any further fault or command.
+Prints the number of states, or a trace to a world in which an invariant does not hold: the shortest, what is urgent not
+counted. Liveness: from every world in which the module has to run, a world in which it does must be reachable without
+any further fault or command.
 """
 
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import time
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from hotpair.cluster.arbitration import Kind
 from hotpair.cluster.module_events import Command
-from hotpair.cluster.simulation import invariants
-from hotpair.cluster.simulation.actions import FREE, Action, Scope, Sort, actions, cuts, describe, pay, perform
-from hotpair.cluster.simulation.canonical import canonical
-from hotpair.cluster.simulation.world import (
-    NAMES,
-    Server,
-    World,
-    changed,
-    pair_apart,
-    pair_in_sync,
-    pair_split,
-    under_policies,
-)
-from hotpair.cluster.split_brain import MANUAL, MOST_CHANGES, SERVER, WORDS
+from hotpair.cluster.simulation import goals, invariants
+from hotpair.cluster.simulation.actions import FREE, Action, Scope, Sort, actions, cuts, describe, pay, perform, urgent
+from hotpair.cluster.simulation.canonical import Canonical
+from hotpair.cluster.simulation.remembered import Kept, remembering
+from hotpair.cluster.simulation.world import NAMES, World, pair_apart, pair_in_sync, pair_split, under_policies
+from hotpair.cluster.simulation.world_store import WorldStore
+from hotpair.cluster.split_brain import MANUAL, SERVER, WORDS
 
-MOST_STATES = 20_000_000  # more do not fit into memory
+MOST_STATES = 20_000_000  # a state takes about 700 bytes, with what is remembered beside it
+PROGRESS_STATES = 50_000
+MOST_URGENT = 100  # urgent things, one after the other: far more than the reports and pulses that can be due
 
 
 @dataclass(frozen=True)
@@ -48,162 +46,158 @@ class Outcome:
     trace: tuple[str, ...]
 
 
+class Wrong(NamedTuple):
+    """What was found, after these actions in world `parent`, and the world in which it shows."""
+
+    what: str
+    parent: int
+    actions: tuple[Action, ...]
+    world: World
+
+
+class Way(NamedTuple):
+    """From one world that is kept to the next one: an action, then all that is urgent.
+
+    `reached`: goals that are reached on the way; `must`: those that a world on the way must reach, and has not yet.
+    """
+
+    actions: tuple[Action, ...]
+    end: World
+    reached: int
+    must: int
+
+
 class Explorer:
-    """One exploration; made for one run."""
+    """One exploration; made for one run.
+
+    A world without faults left in which something is urgent has only that one future: it is looked at, and passed
+    through; it is neither kept nor counted as a state.
+    """
 
     def __init__(self, scope: Scope, start: World, most: int = MOST_STATES) -> None:
         self._scope = scope
         self._most = most
-        self._index: dict[tuple[object, ...], int] = {}
-        self._worlds: list[World] = []
-        self._parents = array("l")
-        self._actions: list[Action | None] = []
+        keep = Kept()
+        self._machine = remembering(keep)
+        self._canonical = Canonical(keep, scope.kind, is_power_lost=scope.power or "power" in scope.faults)
+        self._worlds = WorldStore()
+        self._parents = array("L")
         self._depth = array("H")
-        self._servers: tuple[dict[Server, tuple[int, Server]], ...] = ({}, {})  # one each: their settings differ
-        self._server_ids: dict[int, int] = {}
+        self._marks = bytearray()  # of each world, for liveness
         self._free = array("L")  # targets of the actions that cost nothing, of one world after the other
-        self._first_free = array("L", [0])
+        self._first_free = array("Q", [0])
         self._transitions = 0
-        self._add(canonical(start), -1, None)
+        self._began = time.monotonic()
+        self._add(self._canonical(start), 0)
 
-    def run(self, *, liveness: bool = True, progress: Callable[[int], None] | None = None) -> Outcome:
-        began = time.monotonic()
+    def run(self, *, liveness: bool = True, progress: Callable[[str], None] | None = None) -> Outcome:
         i = 0
-        wrong, at = "", -1
-        kind = self._scope.kind
-        while i < len(self._worlds) and not wrong:
-            world = self._worlds[i]
-            for action, sort in self._possible(world):
-                try:
-                    after = canonical(pay(perform(world, action, self._scope), sort))
-                except AssertionError as error:
-                    wrong, at = f"assertion: {error!r} in {describe(action)}", i
-                    break
-                self._transitions += 1
-                known = len(self._worlds)
-                j = self._add(after, i, action)
-                if sort == FREE:
-                    self._free.append(j)
-                if j == known:
-                    why = invariants.wrong(self._worlds[j], kind) or invariants.nothing_backwards(world, after)
-                    why = why or invariants.one_copy_stays(after)
-                    if why:
-                        wrong, at = why, j
-                        break
-            self._first_free.append(len(self._free))
+        wrong: Wrong | None = None
+        while i < len(self._worlds) <= self._most and wrong is None:
+            wrong = self._expand(i)
             i += 1
-            if progress is not None and i % 20000 == 0:
-                progress(i)
-            if len(self._worlds) > self._most:
-                break
-        complete = i == len(self._worlds) and not wrong
+            if progress is not None and i % PROGRESS_STATES == 0:
+                progress(self._progress(i))
+        complete = i == len(self._worlds) and wrong is None
         if complete and liveness:
-            wrong, at = self._stuck()
-        trace = self._trace(at) if wrong else ()
-        depth = max(self._depth) if self._depth else 0
-        return Outcome(len(self._worlds), self._transitions, depth, complete, time.monotonic() - began, wrong, trace)
+            what, at = goals.stuck(self._marks, self._free, self._first_free)
+            wrong = Wrong(what, at, (), self._worlds[at]) if what else None
+        what, trace = ("", ()) if wrong is None else (wrong.what, self._trace(wrong))
+        seconds = time.monotonic() - self._began
+        return Outcome(len(self._worlds), self._transitions, max(self._depth), complete, seconds, what, trace)
+
+    def _expand(self, i: int) -> Wrong | None:
+        """All that can happen in world i; the first thing that is wrong in that."""
+        world = self._worlds[i]
+        for action, sort in self._possible(world):
+            way = self._go(world, action, sort)
+            if isinstance(way, Wrong):
+                return way._replace(parent=i)
+            j = self._add(way.end, i)
+            self._marks[j] |= way.must << goals.MUST
+            if sort == FREE:
+                self._marks[i] |= way.reached
+                self._free.append(j)
+        self._first_free.append(len(self._free))
+        return None
 
     def _possible(self, world: World) -> list[tuple[Action, Sort]]:
         found: list[tuple[Action, Sort]] = []
-        for action, sort in actions(world, self._scope):
+        for action, sort in actions(world, self._scope, self._machine):
             found.append((action, sort))
             if world.faults > sort.faults:
                 dear = Sort(sort.faults + 1, sort.commands)
-                found.extend((cut, dear) for cut in cuts(world, action, self._scope))
+                found.extend((cut, dear) for cut in cuts(world, action, self._scope, self._machine))
         return found
 
-    def _add(self, world: World, parent: int, action: Action | None) -> int:
-        key = (self._number(world, 0), self._number(world, 1), *world[1:])
-        j = self._index.get(key)
-        if j is None:
-            j = self._index[key] = len(self._worlds)
-            a, b = (self._servers[s][world.servers[s]][1] for s in (0, 1))
-            self._worlds.append(world._replace(servers=(a, b)))
+    def _go(self, world: World, action: Action, sort: Sort) -> Way | Wrong:
+        done = [action]
+        reached = must = 0
+        while True:
+            try:
+                after = pay(perform(world, action, self._scope, self._machine), sort)
+            except AssertionError as error:
+                return Wrong(f"assertion: {error!r} in {describe(action)}", -1, tuple(done), world)
+            self._transitions += 1
+            why = self._check(world, after)
+            if why:
+                return Wrong(why, -1, tuple(done), after)
+            after = self._canonical(after)
+            following = None if after.faults else urgent(after, self._scope, self._machine)
+            if following is None:
+                return Way(tuple(done), after, reached, must)
+            mark = goals.mark(after, self._scope)
+            reached |= mark & goals.REACHED
+            must = must & ~mark | mark >> goals.MUST
+            world, action, sort = after, following, FREE
+            done.append(action)
+            if len(done) > MOST_URGENT:
+                return Wrong("what is urgent never ends", -1, tuple(done), world)
+
+    def _check(self, before: World, after: World) -> str | None:
+        why = invariants.wrong(after, self._scope.kind) or invariants.nothing_backwards(before, after)
+        return why or invariants.one_copy_stays(after)
+
+    def _add(self, world: World, parent: int) -> int:
+        known = len(self._worlds)
+        j = self._worlds.add(world)
+        if j == known:
             self._parents.append(parent)
-            self._actions.append(action)
-            self._depth.append(self._depth[parent] + 1 if parent >= 0 else 0)
+            self._depth.append(self._depth[parent] + 1 if j else 0)
+            self._marks.append(goals.mark(world, self._scope))
         return j
-
-    def _number(self, world: World, s: int) -> int:
-        """Equal servers are one object with one number: comparing and hashing a world is cheap then."""
-        server = world.servers[s]
-        number = self._server_ids.get(id(server))
-        if number is not None:
-            return number
-        known = self._servers[s]
-        found = known.get(server)
-        if found is None:
-            found = known[server] = (len(known), server)
-            self._server_ids[id(server)] = found[0]
-        return found[0]
-
-    # ---- liveness
-
-    def _stuck(self) -> tuple[str, int]:
-        goals = (
-            ("never runs again", invariants.runs, invariants.must_run),
-            ("never in sync again", invariants.in_sync, invariants.must_be_in_sync),
-            ("never stops", invariants.nothing_to_stop, invariants.must_stop),
-            ("the split brain never ends", self._is_decided, invariants.must_end_split),
-        )
-        first, into = self._reversed()
-        for name, goal, must in goals:
-            good = bytearray(len(self._worlds))
-            work = [
-                i
-                for i, world in enumerate(self._worlds)
-                if goal(world, self._scope.kind) or (goal != self._is_decided and self._is_excused(world))
-            ]
-            for i in work:
-                good[i] = 1
-            while work:
-                i = work.pop()
-                for j in into[first[i] : first[i + 1]]:
-                    if not good[j]:
-                        good[j] = 1
-                        work.append(j)
-            for i, world in enumerate(self._worlds):
-                if not good[i] and must(world):
-                    return f"liveness: {name}", i
-        return "", -1
-
-    def _is_excused(self, world: World) -> bool:
-        """Where both may run apart, and after an override, a split brain may come of it: the operator's to end."""
-        may_split = self._scope.kind in (Kind.NONE, Kind.PING) or world.overridden
-        return may_split and invariants.is_operators(world)
-
-    def _is_decided(self, world: World, kind: Kind) -> bool:
-        """No split brain, or one that the policy leaves to the operator."""
-        policy = self._scope.policy
-        a, b = (changed(server) for server in world.servers)
-        return policy == MANUAL or not invariants.is_split(world) or (policy == MOST_CHANGES and a == b)
-
-    def _reversed(self) -> tuple[array[int], array[int]]:
-        """The free actions backwards: `into[first[i]:first[i + 1]]` lead to i."""
-        count = len(self._worlds)
-        first = array("L", bytes(8 * (count + 1)))
-        for j in self._free:
-            first[j + 1] += 1
-        for i in range(count):
-            first[i + 1] += first[i]
-        place = array("L", first)
-        into = array("L", bytes(8 * len(self._free)))
-        for i in range(count):
-            for j in self._free[self._first_free[i] : self._first_free[i + 1]]:
-                into[place[j]] = i
-                place[j] += 1
-        return first, into
 
     # ---- telling
 
-    def _trace(self, i: int) -> tuple[str, ...]:
-        lines = [show(self._worlds[i])]
-        while i >= 0:
-            action = self._actions[i]
-            if action is not None:
-                lines.append(describe(action))
-            i = self._parents[i]
+    def _progress(self, done: int) -> str:
+        """One line; depth is that of the worlds being expanded."""
+        seconds = time.monotonic() - self._began
+        return (
+            f"{seconds:.0f} s: {done} of {len(self._worlds)} states expanded, {self._transitions} transitions, "
+            f"depth {self._depth[done - 1]}, {done / seconds:.0f} a second, {_memory_mib()} MiB"
+        )
+
+    def _trace(self, wrong: Wrong) -> tuple[str, ...]:
+        lines = [show(wrong.world), *map(describe, reversed(wrong.actions))]
+        i = wrong.parent
+        while i:
+            parent = self._parents[i]
+            lines.extend(map(describe, reversed(self._actions_between(parent, i))))
+            i = parent
         return tuple(reversed(lines))
+
+    def _actions_between(self, parent: int, i: int) -> tuple[Action, ...]:
+        """The first ones that lead there: found again, not kept."""
+        world = self._worlds[parent]
+        for action, sort in self._possible(world):
+            way = self._go(world, action, sort)
+            if isinstance(way, Way) and self._worlds.add(way.end) == i:
+                return way.actions
+        raise AssertionError("this world does not follow from its parent")
+
+
+def _memory_mib() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 
 def show(world: World) -> str:
@@ -233,10 +227,10 @@ COMMANDS: tuple[Command, ...] = (Command.START, Command.STOP, Command.SWAP)
 
 
 def explore(scope: Scope, faults: int, commands: int, start: str = "in-sync", *, liveness: bool = True) -> Outcome:
-    return Explorer(scope, _begin(scope, faults, commands, start)).run(liveness=liveness)
+    return Explorer(scope, begin(scope, faults, commands, start)).run(liveness=liveness)
 
 
-def _begin(scope: Scope, faults: int, commands: int, start: str) -> World:
+def begin(scope: Scope, faults: int, commands: int, start: str = "in-sync") -> World:
     return under_policies(STARTS[start](scope.kind, faults, commands), (scope.policy, scope.policy))
 
 
@@ -269,11 +263,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Kind(given.kind), given.writes, faults, chosen, given.power, given.late_reports, given.stale_pulses,
         given.split_brain,
     )  # fmt: skip
-    explorer = Explorer(scope, _begin(scope, given.faults, given.commands, given.start), given.most)
-    began = time.monotonic()
+    explorer = Explorer(scope, begin(scope, given.faults, given.commands, given.start), given.most)
 
-    def progress(done: int) -> None:
-        print(f"  {done} expanded, {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
+    def progress(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
 
     outcome = explorer.run(liveness=not given.no_liveness, progress=progress)
     for line in outcome.trace:
@@ -284,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("nothing wrong" if outcome.complete else "not complete")
     print(
         f"{outcome.states} states, {outcome.transitions} transitions, depth {outcome.depth}, "
-        f"complete: {outcome.complete}, {outcome.seconds:.1f} s"
+        f"complete: {outcome.complete}, {outcome.seconds:.1f} s, {_memory_mib()} MiB"
     )
     return 1 if outcome.wrong else 0
 

@@ -35,7 +35,8 @@ def start(world: World, s: int, role: Role, *, alone: bool) -> World:
     assert server.mirror is None, "one mirror process per module"
     if role is Role.TARGET:
         assert not server.vm, "a target's directory is not written by a VM"
-        return change(world, s, mirror=Mirror(Role.TARGET, MirrorMode.IDLE))
+        idle = Mirror(Role.TARGET, MirrorMode.IDLE)
+        return change(world, s, mirror=idle, held=-1)  # it takes the mount of a source that had died away
     if own is None:
         own = Record(generation=world.fresh, last_role="ALONE", solo=True, boot=BOOT, configuration=b"", root=ROOT)
     elif own.inconsistent or own.outdated:
