@@ -3,6 +3,8 @@
 # --- FUSE -----------------------------------------------------------------------------------------
 MAX_WRITE = 1 << 20  # 256 pages: the most that a kernel grants by default; more gains nothing
 PAGE = 4096
+WHOLE_SLOTS = 8  # of them have all their memory from the beginning, as many as a disk is often given requests at once
+READY_BYTES = 64 << 10  # of each other one: what file systems of VMs mostly write at once
 REQUEST_SLOTS = 64  # requests taken from the kernel and not yet answered; each holds a buffer while it waits
 REQUESTS_PER_TURN = 8  # more would starve the acknowledgements that arrive meanwhile
 OTHERS_PER_TURN = 2  # requests that are no writes, while a write is outstanding
