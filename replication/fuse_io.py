@@ -41,8 +41,8 @@ class Slot:
 def make_slots(count: int = REQUEST_SLOTS) -> list[Slot]:
     """``count`` slots over anonymous memory; the last ones are to be used first.
 
-    The pages that most requests fill are there from the beginning: a process that is killed while the kernel has to find
-    a page for a request makes the kernel fail that request with EIO, instead of keeping it for the next process. Found
+    The pages that most requests fill are there from the beginning: one that is killed while the kernel has to find
+    a page for a request makes the kernel fail that request with EIO, and not keep it for the next process. Found
     by torture. The rest costs nothing before it is touched once.
     """
     area = mmap.mmap(-1, count * SLOT_SIZE)
