@@ -1,6 +1,6 @@
 """One module's pulses: says what this server knows of the module, hears what the peer does. Plain class, no Ray in it.
 
-It decides nothing: the failure detector says when the peer is lost, and that, a view that has changed, and a doubt go to
+It decides nothing: the failure detector says when the peer is lost. That, a view that has changed, and a doubt go to
 `hear`. Only what is new is told: a level, which the state machine keeps.
 
 A module's pulses have the number of its mirror port, in UDP: modules share neither a socket nor a process, so that none

@@ -57,21 +57,28 @@ class RecordNotStored(Exception):
 
 def store(path: str, record: Record, files: Files | None = None) -> None:
     """Replace the record; durable on return, with its directory. Raises RecordNotStored."""
-    files = files or OsFiles()
     try:
-        temporary, data = path + ".new", encode(record)
-        fd = files.open("record.new.open", temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        try:
-            written = files.pwrite("record.new.write", fd, data, 0)
-            if written != len(data):
-                raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes were written: the disk is full")
-            files.fsync("record.new.flush", fd)
-        finally:
-            files.close("record.new.close", fd)
-        files.rename("record.rename", temporary, path)
-        _flush_directory(path, files)
+        replace_file(path, encode(record), files or OsFiles(), "record")
     except OSError as error:
         raise RecordNotStored(path, error) from error
+
+
+def replace_file(path: str, data: bytes, files: Files, what: str) -> None:
+    """The new content or the old one, whole; the new one durable on return. Raises OSError: it may be either.
+
+    `what`: the first word of the labels.
+    """
+    temporary = path + ".new"
+    fd = files.open(f"{what}.new.open", temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        written = files.pwrite(f"{what}.new.write", fd, data, 0)
+        if written != len(data):
+            raise OSError(errno.ENOSPC, f"only {written} of {len(data)} bytes were written: the disk is full")
+        files.fsync(f"{what}.new.flush", fd)
+    finally:
+        files.close(f"{what}.new.close", fd)
+    files.rename(f"{what}.rename", temporary, path)
+    _flush_directory(path, files, what)
 
 
 def load(path: str, files: Files | None = None) -> Record | None:
@@ -100,16 +107,16 @@ def load(path: str, files: Files | None = None) -> Record | None:
     except RecordVersion as error:
         raise RecordVersion(error.version, path) from error
     try:
-        _flush_directory(path, files)
+        _flush_directory(path, files, "record")
     except OSError as error:
         raise RecordNotStored(path, error) from error
     return record
 
 
-def _flush_directory(path: str, files: Files) -> None:
+def _flush_directory(path: str, files: Files, what: str) -> None:
     directory = os.path.dirname(path) or "."
-    fd = files.open("record.directory.open", directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, 0)
+    fd = files.open(f"{what}.directory.open", directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, 0)
     try:
-        files.fsync("record.directory.flush", fd)
+        files.fsync(f"{what}.directory.flush", fd)
     finally:
-        files.close("record.directory.close", fd)
+        files.close(f"{what}.directory.close", fd)

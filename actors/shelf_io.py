@@ -1,0 +1,57 @@
+"""Where a module's durable facts lie on this server: the record, and what the operator wants."""
+
+from __future__ import annotations
+
+import os
+
+from hotpair.actors.module_runner import NotStored
+from hotpair.cluster import record_io, wishes_io
+from hotpair.cluster.record import Record
+from hotpair.cluster.wishes_io import Wishes
+from hotpair.replication import linux_io
+
+RECORD_FILE = "record"
+WISHES_FILE = "wishes"
+
+
+class ModuleShelf:
+    """The files below a module's state directory; for ModuleRunner. `directory` is the module's own."""
+
+    def __init__(self, state: str, directory: str) -> None:
+        self._record = os.path.join(state, RECORD_FILE)
+        self._wishes = os.path.join(state, WISHES_FILE)
+        self._directory = directory
+        os.makedirs(state, mode=0o700, exist_ok=True)
+
+    def load(self) -> tuple[Record | None, Wishes]:
+        """Raises RecordDamaged, RecordVersion, RecordNotStored or WishesUnusable, each with what to do."""
+        return record_io.load(self._record), wishes_io.load(self._wishes)
+
+    def store(self, record: Record, *, flush: bool) -> None:
+        try:
+            if flush:
+                flush_file_system(self._directory)
+            record_io.store(self._record, record)
+        except (OSError, record_io.RecordNotStored) as error:
+            raise NotStored(str(error)) from error
+
+    def remember(self, *, wanted: bool, maintenance: bool) -> None:
+        try:
+            wishes_io.store(self._wishes, Wishes(wanted, maintenance))
+        except wishes_io.WishesUnusable as error:
+            raise NotStored(str(error)) from error
+
+
+def flush_file_system(path: str) -> None:
+    """Everything on the file system of `path` is on its disk on return (syncfs(2)). Raises OSError.
+
+    A directory that does not exist holds nothing that could be lost.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        linux_io.syncfs(descriptor)
+    finally:
+        os.close(descriptor)
