@@ -165,8 +165,9 @@ class Heartbeat:
             self._pulses.close()
 
     async def _until(self, seconds: float) -> None:
-        try:
-            await asyncio.wait_for(self._woken.wait(), max(0.0, seconds))
+        try:  # not wait_for: up to Python 3.11 it swallows a cancellation that comes with the event
+            async with asyncio.timeout(max(0.0, seconds)):
+                await self._woken.wait()
         except TimeoutError:
             return
 
