@@ -15,13 +15,18 @@ WISHES_FILE = "wishes"
 
 
 class ModuleShelf:
-    """The files below a module's state directory; for ModuleRunner. `directory` is the module's own."""
+    """For ModuleRunner. `state`: the module's; `mirror`: its mirror process's, which keeps the record while it runs.
 
-    def __init__(self, state: str, directory: str) -> None:
-        self._record = os.path.join(state, RECORD_FILE)
+    `directory` is the module's own, which is mirrored; `boot` is this host's boot id.
+    """
+
+    def __init__(self, state: str, mirror: str, directory: str, boot: str) -> None:
+        self._record = os.path.join(mirror, RECORD_FILE)
         self._wishes = os.path.join(state, WISHES_FILE)
         self._directory = directory
-        os.makedirs(state, mode=0o700, exist_ok=True)
+        self._boot = boot
+        for path in (state, mirror):
+            os.makedirs(path, mode=0o700, exist_ok=True)
 
     def load(self) -> tuple[Record | None, Wishes]:
         """Raises RecordDamaged, RecordVersion, RecordNotStored or WishesUnusable, each with what to do."""
@@ -37,7 +42,7 @@ class ModuleShelf:
 
     def remember(self, *, wanted: bool, maintenance: bool) -> None:
         try:
-            wishes_io.store(self._wishes, Wishes(wanted, maintenance))
+            wishes_io.store(self._wishes, Wishes(wanted, maintenance, self._boot))
         except wishes_io.WishesUnusable as error:
             raise NotStored(str(error)) from error
 

@@ -13,10 +13,14 @@ LARGEST_FILE_BYTES = 4096  # ours has less than 100
 
 @dataclass(frozen=True)
 class Wishes:
-    """What commands said last; it outlives restarts of the service and of the host."""
+    """What commands said last; it outlives restarts of the service and of the host.
+
+    `boot`: the host's boot id when it was stored; another one means that the host was booted since.
+    """
 
     wanted: bool = False
     maintenance: bool = False
+    boot: str = ""
 
 
 class WishesUnusable(Exception):
@@ -46,8 +50,9 @@ def load(path: str) -> Wishes:
     try:
         fields = json.loads(data)
         version, wanted, maintenance = fields["version"], fields["wanted"], fields["maintenance"]
+        boot = fields["boot"]
     except (ValueError, KeyError, TypeError) as error:
         raise WishesUnusable(f"{path} is damaged: {error}. {remedy}") from error
-    if version != VERSION or type(wanted) is not bool or type(maintenance) is not bool:
+    if version != VERSION or type(wanted) is not bool or type(maintenance) is not bool or type(boot) is not str:
         raise WishesUnusable(f"{path} is of another version of hotpair, or damaged. {remedy}")
-    return Wishes(wanted, maintenance)
+    return Wishes(wanted, maintenance, boot)

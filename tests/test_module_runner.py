@@ -192,17 +192,21 @@ def test_a_command_is_answered_to_who_gave_it() -> None:
     assert answers[1].why
 
 
+def shelf_at(folder: Path) -> ModuleShelf:
+    return ModuleShelf(str(folder / "state"), str(folder / "state" / "mirror"), str(folder / "vm"), BOOT)
+
+
 def test_the_shelf_keeps_record_and_wishes(tmp_path: Path) -> None:
-    shelf = ModuleShelf(str(tmp_path / "state"), str(tmp_path / "vm"))
+    shelf = shelf_at(tmp_path)
     assert shelf.load() == (None, Wishes())
     shelf.store(first_record(), flush=True)
     shelf.remember(wanted=True, maintenance=False)
-    again = ModuleShelf(str(tmp_path / "state"), str(tmp_path / "vm"))
-    assert again.load() == (first_record(), Wishes(wanted=True))
+    again = shelf_at(tmp_path)
+    assert again.load() == (first_record(), Wishes(True, False, BOOT))
 
 
 def test_what_cannot_be_stored_says_where_and_why(tmp_path: Path) -> None:
-    shelf = ModuleShelf(str(tmp_path / "state"), str(tmp_path / "vm"))
+    shelf = shelf_at(tmp_path)
     (tmp_path / "state" / "wishes.new").mkdir()
     with pytest.raises(NotStored, match=r"wishes: Is a directory"):
         shelf.remember(wanted=True, maintenance=False)

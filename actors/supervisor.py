@@ -1,0 +1,355 @@
+"""One server's supervisor: the modules, their runners, the operator's commands. Plain class, no Ray in it.
+
+It runs in one event loop and waits for nothing but durable writes of its own. Each module has a group: whoever owns its
+mirror process, its VM and its pulses. What they report comes to `hear`; what the runner says goes to them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from hotpair.actors.event_log_io import EventLog
+from hotpair.actors.heartbeat import boot_time, data_status
+from hotpair.actors.home import Home
+from hotpair.actors.module_runner import MirrorPort, ModuleRunner, NotStored, PeerPort, RunnerEnded, VmPort
+from hotpair.actors.shelf_io import ModuleShelf
+from hotpair.cluster.admission import ModuleRefused, admit
+from hotpair.cluster.arbiter_io import Arbiter
+from hotpair.cluster.arbitration import Claim, keeps_epochs, unreachable
+from hotpair.cluster.configuration import Cluster
+from hotpair.cluster.configuration import Module as Configured
+from hotpair.cluster.module_events import (
+    Answered,
+    Command,
+    Commanded,
+    Event,
+    Looked,
+    MirrorReported,
+    Reply,
+    Started,
+    Timer,
+    TimerFired,
+)
+from hotpair.cluster.module_values import Mirror, Module, PeerView, Settings, State, Vm, ready
+from hotpair.cluster.record import RecordDamaged, RecordVersion
+from hotpair.cluster.record_io import RecordNotStored
+from hotpair.cluster.wishes_io import Wishes, WishesUnusable
+
+log = logging.getLogger("hotpair.supervisor")
+
+AGAIN_S = 5.0  # after something of the module's own state could not be read or stored
+QUESTIONS = 8  # put to the arbiter at the same time; each blocks a thread for its time limit at most
+
+
+@dataclass(frozen=True)
+class Found:
+    """What runs of a module when its supervisor starts."""
+
+    mirror: Mirror | None
+    vm: Vm
+    bytes_changed: int | None
+
+
+class Group(MirrorPort, Protocol):
+    """A module's three helpers. The mirror's methods are its own; `vm` and `peer` are the others'."""
+
+    @property
+    def vm(self) -> VmPort: ...
+    @property
+    def peer(self) -> PeerPort: ...
+    def link(self, lives: bool) -> None: ...
+    async def find(self) -> Found: ...
+    async def status(self) -> Mapping[str, Any]: ...
+    async def close(self) -> None: ...
+
+
+class Groups(Protocol):
+    async def open(self, module: Configured, hear: Callable[[Event], None]) -> Group:
+        """`hear` may be called from any thread."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A module as this server knows it, for people and programs.
+
+    `problem`: why it has no runner now; everything else is unknown then.
+    """
+
+    module: str
+    state: State | None
+    ready: bool
+    reason: str
+    vm: str
+    data: str
+    maintenance: bool
+    wanted: bool
+    plan: str
+    peer: str
+    peer_ready: bool
+    in_sync: bool
+    problem: str = ""
+
+
+class UnknownModule(Exception):
+    """There is no module of this name here."""
+
+
+class _Open:
+    """One module that is open on this server."""
+
+    def __init__(self, configured: Configured, shelf: ModuleShelf, events: EventLog) -> None:
+        self.configured = configured
+        self.shelf = shelf
+        self.events = events
+        self.group: Group | None = None
+        self.runner: ModuleRunner | None = None
+        self.timers: dict[Timer, asyncio.TimerHandle] = {}
+        self.problem = ""
+
+
+class Supervisor:
+    """`open` it in an event loop; all methods are called in its thread, `hear` of the groups excepted."""
+
+    def __init__(
+        self,
+        home: Home,
+        cluster: Cluster,
+        settings: Callable[[Configured], Settings],
+        groups: Groups,
+        arbiter: Arbiter,
+        *,
+        boot: str,
+        tell: Callable[[Mapping[str, Any]], None] = lambda entry: None,
+    ) -> None:
+        self._home = home
+        self._cluster = cluster
+        self._settings = settings
+        self._groups = groups
+        self._arbiter = arbiter
+        self._boot = boot
+        self._tell = tell
+        self._open: dict[str, _Open] = {}
+        self._asking = ThreadPoolExecutor(QUESTIONS, "arbiter")
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # ---- modules
+
+    async def add(self, configured: Configured, *, at_the_peer: tuple[str, ...] = ()) -> None:
+        """Open a module: what runs of it is taken on. ModuleRefused for the 26th."""
+        admit(configured.name, list(self._open), at_the_peer)
+        home, name = self._home, configured.name
+        shelf = ModuleShelf(
+            home.module_state(name), home.mirror_state(name), home.below(configured.directory), self._boot
+        )
+        module = _Open(configured, shelf, EventLog(home.event_log(name), name, self._tell))
+        self._open[name] = module
+        module.group = await self._groups.open(configured, lambda event: self._post(module, event))
+        await self._begin(module)
+
+    async def remove(self, name: str) -> None:
+        """Forget a module that is stopped. ModuleRefused while it is not."""
+        module = self._module(name)
+        if module.runner is not None and module.runner.module.state is not State.STOP:
+            raise ModuleRefused(f"{name} is {module.runner.module.state.value} here: stop it first")
+        del self._open[name]
+        await self._end(module)
+
+    async def close(self) -> None:
+        """Leave everything as it runs: mirrors and VMs go on, the next supervisor takes them on."""
+        for module in self._open.values():
+            await self._end(module)
+        self._open.clear()
+        for task in self._tasks:
+            task.cancel()
+        self._asking.shutdown(wait=False, cancel_futures=True)
+
+    async def _begin(self, module: _Open) -> None:
+        group = module.group
+        assert group is not None
+        try:
+            record, wishes = module.shelf.load()
+            wishes = self._after_boot(module, wishes)
+        except (RecordDamaged, RecordVersion, RecordNotStored, WishesUnusable, NotStored) as error:
+            self._is_broken(module, str(error))
+            return
+        found = await group.find()
+        runner = ModuleRunner(
+            self._settings(module.configured),
+            mirror=group,
+            vm=group.vm,
+            arbiter=_Asker(self, module),
+            peer=group.peer,
+            timers=_Timers(self, module),
+            shelf=module.shelf,
+            diary=module.events,
+            clock=boot_time,
+        )
+        module.runner, module.problem = runner, ""
+        started = Started(
+            record, wishes.wanted, wishes.maintenance, self._boot, found.mirror, found.vm, found.bytes_changed
+        )
+        self._take(module, started)
+        group.peer.say(runner.told)
+
+    def _after_boot(self, module: _Open, wishes: Wishes) -> Wishes:
+        """Where the host was booted since, the module's `boot` says whether it is to run."""
+        if wishes.boot == self._boot:
+            return wishes
+        wanted = {"on": True, "off": False, "as-before": wishes.wanted}[module.configured.boot]
+        module.shelf.remember(wanted=wanted, maintenance=wishes.maintenance)
+        return Wishes(wanted, wishes.maintenance, self._boot)
+
+    async def _end(self, module: _Open) -> None:
+        for handle in module.timers.values():
+            handle.cancel()
+        module.timers.clear()
+        module.runner = None
+        if module.group is not None:
+            await module.group.close()
+
+    def _is_broken(self, module: _Open, why: str) -> None:
+        """Nothing is decided for it until its own state can be read and stored; what runs goes on."""
+        if why != module.problem:
+            module.events.add("problem", text=why)
+        module.runner, module.problem = None, why
+        for handle in module.timers.values():
+            handle.cancel()
+        module.timers.clear()
+        self._loop.call_later(AGAIN_S, self._try_again, module)
+
+    def _try_again(self, module: _Open) -> None:
+        if module.runner is None and self._open.get(module.configured.name) is module:
+            self._do(self._begin(module))
+
+    def _do(self, work: Any) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---- events
+
+    def _post(self, module: _Open, event: Event) -> None:
+        """From any thread."""
+        self._loop.call_soon_threadsafe(self._take, module, event)
+
+    def _take(self, module: _Open, event: Event, replies: Callable[[Reply], None] | None = None) -> None:
+        runner = module.runner
+        if runner is None:
+            return  # what was reported is looked at again when there is one
+        if isinstance(event, MirrorReported) and module.group is not None:
+            module.group.link(event.mirror is not None and event.mirror.linked)
+        try:
+            runner.handle(event, replies)
+        except RunnerEnded as error:
+            self._is_broken(module, str(error))
+
+    # ---- what people and programs ask
+
+    async def command(self, name: str, command: Command) -> Reply:
+        """Refusals are an answer; UnknownModule is not."""
+        module = self._module(name)
+        if module.runner is None:
+            return Reply(False, module.problem or "It is being opened: try again in a moment.")
+        answered: asyncio.Future[Reply] = self._loop.create_future()
+        self._take(module, Commanded(command), answered.set_result)
+        return answered.result() if answered.done() else Reply(False, module.problem)
+
+    def standing(self, name: str) -> Standing:
+        module = self._module(name)
+        return _standing(name, None if module.runner is None else module.runner.module, module.problem)
+
+    def standings(self) -> list[Standing]:
+        """In the order of the modules' names."""
+        return [self.standing(name) for name in sorted(self._open)]
+
+    def events(self, name: str) -> list[Mapping[str, Any]]:
+        return list(self._module(name).events.entries)
+
+    async def details(self, name: str) -> Mapping[str, Any]:
+        """What mirror, VM and pulses say of themselves."""
+        group = self._module(name).group
+        return {} if group is None else await group.status()
+
+    def _module(self, name: str) -> _Open:
+        module = self._open.get(name)
+        if module is None:
+            known = ", ".join(sorted(self._open)) or "none yet: hotpair module add"
+            raise UnknownModule(f"there is no module {name!r} on this server; there are: {known}")
+        return module
+
+
+def _standing(name: str, module: Module | None, problem: str) -> Standing:
+    if module is None:
+        return Standing(name, None, False, problem, "", "unknown", False, False, "", "", False, False, problem)
+    peer: PeerView | None = module.peer
+    return Standing(
+        module=name,
+        state=module.state,
+        ready=ready(module),
+        reason=module.reason.value,
+        vm=module.vm.value,
+        data=data_status(module.record).value,
+        maintenance=module.maintenance,
+        wanted=module.wanted,
+        plan=module.plan.value if module.plan is not None else "",
+        peer=peer.state.value if peer is not None else "",
+        peer_ready=peer is not None and peer.ready,
+        in_sync=module.mirror is not None and module.mirror.in_sync,
+    )
+
+
+class _Timers:
+    """For a runner, on the event loop's clock."""
+
+    def __init__(self, supervisor: Supervisor, module: _Open) -> None:
+        self._supervisor = supervisor
+        self._module = module
+
+    def set(self, timer: Timer, after_s: float) -> None:
+        self.cancel(timer)
+        loop, take = self._supervisor._loop, self._supervisor._take
+        self._module.timers[timer] = loop.call_later(after_s, take, self._module, TimerFired(timer))
+
+    def cancel(self, timer: Timer) -> None:
+        handle = self._module.timers.pop(timer, None)
+        if handle is not None:
+            handle.cancel()
+
+
+class _Asker:
+    """Puts a runner's questions to the arbiter, each in a thread, which is blocked for the time limit at most."""
+
+    def __init__(self, supervisor: Supervisor, module: _Open) -> None:
+        self._supervisor = supervisor
+        self._module = module
+
+    def claim(self, claim: Claim) -> None:
+        self._ask(lambda arbiter: Answered(arbiter.claim(claim)), lambda why: Answered(unreachable(claim, why)))
+
+    def look(self, request_id: bytes) -> None:
+        settings = self._supervisor._settings(self._module.configured)
+        assert keeps_epochs(settings.kind)
+        self._ask(
+            lambda arbiter: Looked(request_id, arbiter.look(settings.pair, settings.module)),
+            lambda why: Looked(request_id, None),
+        )
+
+    def _ask(self, question: Callable[[Arbiter], Event], failed: Callable[[str], Event]) -> None:
+        supervisor, module = self._supervisor, self._module
+        arbiter = supervisor._arbiter
+
+        def ask() -> None:
+            try:
+                answer = question(arbiter)
+            except Exception as error:
+                log.exception("the arbiter failed")
+                answer = failed(f"the arbiter failed: {error}")
+            supervisor._post(module, answer)
+
+        supervisor._asking.submit(ask)
