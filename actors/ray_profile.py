@@ -57,7 +57,7 @@ class Ports:
 
     def arguments(self) -> list[str]:
         named = ("node-manager-port", "object-manager-port", "runtime-env-agent-port", "dashboard-agent-grpc-port")
-        later = ("dashboard-agent-listen-port", "metrics-export-port", "ray-client-server-port", "dashboard-port")
+        later = ("dashboard-agent-listen-port", "metrics-export-port", "dashboard-port")
         services = [f"--{name}={self.first + i}" for i, name in enumerate((*named, *later), start=1)]
         workers = self.first + len(services) + 1
         return [

@@ -1,0 +1,268 @@
+"""Keeps one module's mirror process: starts it, takes it on, tells it verdicts, hears its reports. No Ray in here.
+
+The process is nobody's child and outlives this one: it is found again by its control socket. Its reports are levels,
+so a verdict that is lost is given again by the state machine at the next report, and nothing here is repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hotpair.cluster import record as records
+from hotpair.cluster import record_io
+from hotpair.cluster.module_events import MirrorReported
+from hotpair.cluster.module_values import Mirror, MirrorMode, Role
+from hotpair.cluster.record import Record, RecordDamaged, RecordVersion
+from hotpair.replication.control_client import ControlClient
+from hotpair.replication.errors import MirrorError
+
+log = logging.getLogger("hotpair.mirror")
+
+CONNECT_S = 60.0  # from its start to its control socket: it mounts, and reads the dirty log, before
+LOOK_S = 0.02  # between two looks whether that socket is there
+GRACE_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)  # before a process that has died at once is reported gone, by how often it did
+LIVED_S = 10.0  # a process that lived so long did not die at once
+SALVAGE_S = 24 * 3600.0
+WORDS = 2000  # bytes of its log that are repeated when it does not come up
+
+
+@dataclass(frozen=True)
+class MirrorFacts:
+    """What does not change while a module is open. `here`: where a target listens; `peer`: where the other's does.
+
+    options   of `python -m hotpair.replication`, for both roles, and for a source only
+    """
+
+    module: str
+    directory: str
+    state: str
+    log: str
+    here: tuple[str, int]
+    peer: tuple[str, int]
+    options: tuple[str, ...] = ()
+    source_options: tuple[str, ...] = ()
+
+
+def arguments(facts: MirrorFacts, role: Role, *, alone: bool) -> list[str]:
+    """Of `python -m hotpair.replication`."""
+    common = [role.value, "--dir", facts.directory, "--state", facts.state, *facts.options]
+    if role is Role.TARGET:
+        return [*common, "--listen", f"{facts.here[0]}:{facts.here[1]}"]
+    peer = f"{facts.peer[0]}:{facts.peer[1]}"
+    return [*common, "--peer", peer, *facts.source_options, *(("--alone",) if alone else ())]
+
+
+def reported(fields: Mapping[str, Any]) -> MirrorReported:
+    """A report of the control socket as an event. KeyError, ValueError, RecordDamaged: it is not one."""
+    mirror = Mirror(
+        Role(fields["role"]),
+        MirrorMode(fields["mode"]),
+        linked=fields["linked"],
+        session=fields["session"],
+        in_sync=fields["in_sync"],
+        asked=fields["asked"],
+        agreeing=fields["agreeing"],
+    )
+    record = fields["record"]
+    return MirrorReported(mirror, None if record is None else records.decode(record), fields["bytes_changed"])
+
+
+class MirrorKeeper:
+    """Methods return at once; `hear` is called from threads of its own, one report after the other."""
+
+    def __init__(self, facts: MirrorFacts, hear: Callable[[MirrorReported], None]) -> None:
+        self._facts = facts
+        self._hear = hear
+        self._lock = threading.Lock()
+        self._watching: ControlClient | None = None
+        self._died = 0  # times in a row, soon after its start
+        self._closed = False
+
+    # ---- at the beginning and the end
+
+    def find(self) -> MirrorReported:
+        """What runs now; it is watched from here on."""
+        try:
+            client = ControlClient(self._facts.state)
+        except MirrorError:
+            return self._gone()
+        news = client.watch()
+        try:
+            first = reported(next(news))
+        except MirrorError:
+            client.close()
+            return self._gone()
+        with self._lock:
+            self._watching = client
+        threading.Thread(target=self._watch, args=(client, news), name="mirror reports", daemon=True).start()
+        return first
+
+    def close(self) -> None:
+        """Stop watching; the process goes on."""
+        with self._lock:
+            self._closed = True
+            client, self._watching = self._watching, None
+        if client is not None:
+            client.close()
+
+    # ---- what the state machine says
+
+    def start(self, role: Role, *, alone: bool, salvage: bytes | None) -> None:
+        work = (role, alone, salvage)
+        threading.Thread(target=self._start, args=work, name="mirror start", daemon=True).start()
+
+    def stop(self) -> None:
+        self._ask("shutdown")
+
+    def go_alone(self, based_on: Record, record: Record) -> None:
+        self._ask("go_alone", based_on=records.encode(based_on), record=records.encode(record))
+
+    def fail_tap(self) -> None:
+        self._ask("fail_tap")
+
+    def hand_over(self) -> None:
+        self._ask("handover")
+
+    def leave(self) -> None:
+        self._ask("leave")
+
+    def agree(self, based_on: Record, epoch: int, *, mine_first: bool) -> None:
+        self._ask("agree", based_on=records.encode(based_on), epoch=epoch, mine_first=mine_first)
+
+    def status(self) -> Mapping[str, Any]:
+        """For people; empty when none runs."""
+        try:
+            with ControlClient(self._facts.state) as client:
+                return client.ask("status")
+        except MirrorError:
+            return {}
+
+    def ask(self, command: str, **given: Any) -> Mapping[str, Any]:
+        """What an operator asks of it (verify, ceiling). Raises MirrorError."""
+        with ControlClient(self._facts.state) as client:
+            return client.ask(command, **given)
+
+    # ---- threads
+
+    def _ask(self, command: str, **given: Any) -> None:
+        def ask() -> None:
+            try:
+                self.ask(command, **given)
+            except MirrorError as error:
+                log.warning("%s: %s: %s", self._facts.module, command, error)
+
+        threading.Thread(target=ask, name=f"mirror {command}", daemon=True).start()
+
+    def _start(self, role: Role, alone: bool, salvage: bytes | None) -> None:
+        facts, began = self._facts, time.monotonic()
+        time.sleep(GRACE_S[min(self._died, len(GRACE_S) - 1)])
+        if salvage is not None and not self._salvage(salvage):
+            self._report_gone(began)
+            return
+        readable, written = os.pipe()
+        try:
+            with open(facts.log, "ab", buffering=0) as output:
+                said_before = output.tell()
+                # Its end of the pipe goes with the process: that it has died shows without waiting for a time limit.
+                subprocess.run(
+                    ["setsid", "--fork", sys.executable, "-P", "-m", "hotpair.replication"]
+                    + arguments(facts, role, alone=alone),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=output,
+                    cwd="/",
+                    pass_fds=[written],
+                    check=True,
+                )
+            os.close(written)
+            client = self._connect(readable, began)
+        except (OSError, subprocess.CalledProcessError) as error:
+            log.error("%s: the mirror cannot be started: %s", facts.module, error)
+            client = None
+        finally:
+            os.close(readable)
+        if client is None:
+            log.error("%s: the mirror did not come up as %s: %s", facts.module, role.value, self._words(said_before))
+            self._report_gone(began)
+            return
+        with self._lock:
+            if self._closed:
+                client.close()
+                return
+            self._watching = client
+        self._watch(client, client.watch(), began)
+
+    def _connect(self, readable: int, began: float) -> ControlClient | None:
+        """Its control socket, once it is there; None when the process ends before."""
+        poll = select.poll()
+        poll.register(readable, select.POLLIN)
+        while time.monotonic() < began + CONNECT_S:
+            try:
+                return ControlClient(self._facts.state)
+            except MirrorError:
+                if poll.poll(LOOK_S * 1000):
+                    return None
+        return None
+
+    def _watch(self, client: ControlClient, news: Any, began: float | None = None) -> None:
+        try:
+            for fields in news:
+                self._hear(reported(fields))
+        except MirrorError as error:
+            log.info("%s: %s", self._facts.module, error)
+        except (KeyError, ValueError, RecordDamaged, RecordVersion) as error:
+            log.error("%s: the mirror reports what is no report: %r", self._facts.module, error)
+        finally:
+            client.close()
+        with self._lock:
+            if self._closed or self._watching is not client:
+                return
+            self._watching = None
+        self._report_gone(began if began is not None else 0.0)
+
+    def _report_gone(self, began: float) -> None:
+        self._died = 0 if time.monotonic() - began > LIVED_S else self._died + 1
+        self._hear(self._gone())
+
+    def _gone(self) -> MirrorReported:
+        """No process: the record as it is on disk."""
+        try:
+            record = record_io.load(os.path.join(self._facts.state, "record"))
+        except (RecordDamaged, RecordVersion, record_io.RecordNotStored) as error:
+            log.error("%s: %s", self._facts.module, error)
+            record = None
+        return MirrorReported(None, record, None)
+
+    def _salvage(self, generation: bytes) -> bool:
+        facts = self._facts
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "hotpair.replication", "salvage", "--dir", facts.directory]
+            + ["--state", facts.state, "--generation", generation.hex()],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            timeout=SALVAGE_S,
+            check=False,
+        )
+        if done.returncode:
+            log.error("%s: what only this server has is not saved: %s", facts.module, done.stderr.strip())
+        return not done.returncode
+
+    def _words(self, since: int) -> str:
+        """The end of what it wrote to its log."""
+        try:
+            with open(self._facts.log, "rb") as opened:
+                opened.seek(max(since, os.fstat(opened.fileno()).st_size - WORDS))
+                return opened.read(WORDS).decode(errors="replace").strip()
+        except OSError as error:
+            return f"({error})"
