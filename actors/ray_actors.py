@@ -1,0 +1,322 @@
+"""The actors: thin, each around a plain class. The only place where Ray is called.
+
+Named and detached, one supervisor and three for each module, in one runtime of one server. An actor that dies is made
+again by Ray with the same facts, finds what runs, and says so to the supervisor; a supervisor that dies finds the
+modules' actors by their names. What was on its way when one died is lost: everything said here is a level, and the
+state machine says it again when the report does not fit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from hotpair.actors.heartbeat import Heartbeat, HeartbeatFacts
+from hotpair.actors.incarnation_io import Incarnation
+from hotpair.actors.mirror_keeper import MirrorFacts, MirrorKeeper
+from hotpair.actors.ray_profile import ACTOR_OPTIONS
+from hotpair.actors.supervisor import Found
+from hotpair.actors.vm_keeper import VmFacts, VmKeeper
+from hotpair.cluster.module_events import Event, MirrorReported, VmReported
+from hotpair.cluster.module_values import HowToStop, PeerView, Role, Vm
+from hotpair.cluster.record import Record
+from hotpair.hyperv import drivers_io
+from hotpair.hyperv.driver import Place
+
+log = logging.getLogger("hotpair.actors")
+
+NAMESPACE = "hotpair"
+SUPERVISOR = "supervisor"
+HEARTBEAT, REPLICATION, VM = "heartbeat", "replication", "vm"
+ROLES = (HEARTBEAT, REPLICATION, VM)
+FIND_S = 60.0  # until a module's actors have said what runs
+ASK_S = 10.0  # for what people ask of an actor
+CLOSE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who says something: `number` grows with each process that takes the role."""
+
+    module: str
+    role: str
+    number: int
+
+
+@dataclass(frozen=True)
+class GroupFacts:
+    """What a module's three actors are made with. `state`: the module's state directory, for their locks."""
+
+    module: str
+    state: str
+    heartbeat: HeartbeatFacts
+    mirror: MirrorFacts
+    vm: VmFacts
+    driver: str
+    place: Place
+
+
+class _Post:
+    """Takes an actor's reports to the supervisor, whichever process that is now."""
+
+    def __init__(self, origin: Origin) -> None:
+        self._origin = origin
+        self._supervisor: Any = None
+
+    def __call__(self, event: Event | None) -> None:
+        """None: only that there is a new process in this role."""
+        try:
+            if self._supervisor is None:
+                self._supervisor = ray.get_actor(SUPERVISOR, namespace=NAMESPACE)
+            self._supervisor.hear.remote(self._origin, event)
+        except (ValueError, ray.exceptions.RayError) as error:
+            self._supervisor = None  # it asks when it is there again
+            log.warning("%s: the supervisor cannot be reached: %s", self._origin, error)
+
+
+class HeartbeatActor:
+    """Nothing else is in its process: jitter is what it must not have."""
+
+    async def __init__(self, facts: GroupFacts) -> None:  # type: ignore[misc]  # Ray waits for it, in the event loop
+        self._held = Incarnation(facts.state, HEARTBEAT)
+        post = _Post(Origin(facts.module, HEARTBEAT, self._held.number))
+        self._heartbeat = Heartbeat(facts.heartbeat, post)
+        self._task = asyncio.get_running_loop().create_task(self._heartbeat.run())
+        post(None)
+
+    async def say(self, told: PeerView) -> None:
+        self._heartbeat.say(told)
+
+    async def link(self, lives: bool) -> None:
+        self._heartbeat.link(lives)
+
+    async def status(self) -> Mapping[str, Any]:
+        return self._heartbeat.status()
+
+    async def close(self) -> None:
+        self._task.cancel()
+        self._held.release()
+
+
+class ReplicationActor:
+    """Owns the module's mirror process."""
+
+    def __init__(self, facts: GroupFacts) -> None:
+        self._held = Incarnation(facts.state, REPLICATION)
+        self._post = _Post(Origin(facts.module, REPLICATION, self._held.number))
+        self._keeper = MirrorKeeper(facts.mirror, self._post)
+        self._found = self._keeper.find()
+        self._post(None)
+        self._post(self._found)
+
+    def find(self) -> MirrorReported:
+        return self._found
+
+    def start(self, role: Role, alone: bool, salvage: bytes | None) -> None:
+        self._keeper.start(role, alone=alone, salvage=salvage)
+
+    def stop(self) -> None:
+        self._keeper.stop()
+
+    def go_alone(self, based_on: Record, record: Record) -> None:
+        self._keeper.go_alone(based_on, record)
+
+    def fail_tap(self) -> None:
+        self._keeper.fail_tap()
+
+    def hand_over(self) -> None:
+        self._keeper.hand_over()
+
+    def leave(self) -> None:
+        self._keeper.leave()
+
+    def agree(self, based_on: Record, epoch: int, mine_first: bool) -> None:
+        self._keeper.agree(based_on, epoch, mine_first=mine_first)
+
+    def status(self) -> Mapping[str, Any]:
+        return self._keeper.status()
+
+    def ask(self, command: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
+        return self._keeper.ask(command, **given)
+
+    def close(self) -> None:
+        self._keeper.close()
+        self._held.release()
+
+
+class VmActor:
+    """Drives the module's VM."""
+
+    def __init__(self, facts: GroupFacts) -> None:
+        self._held = Incarnation(facts.state, VM)
+        self._post = _Post(Origin(facts.module, VM, self._held.number))
+        self._keeper = VmKeeper(facts.vm, lambda: drivers_io.make(facts.driver, facts.place), self._post)
+        self._found = self._keeper.find()
+        self._post(None)
+        self._post(VmReported(self._found))
+
+    def find(self) -> Vm:
+        return self._found
+
+    def start(self) -> None:
+        self._keeper.start()
+
+    def stop(self, how: HowToStop) -> None:
+        self._keeper.stop(how)
+
+    def status(self) -> Mapping[str, Any]:
+        return self._keeper.status()
+
+    def close(self) -> None:
+        self._keeper.close()
+        self._held.release()
+
+
+_CLASSES: Mapping[str, type] = {HEARTBEAT: HeartbeatActor, REPLICATION: ReplicationActor, VM: VmActor}
+
+
+# ---- the supervisor's side
+
+
+class _Vm:
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def start(self) -> None:
+        self._actor.start.remote()
+
+    def stop(self, how: HowToStop) -> None:
+        self._actor.stop.remote(how)
+
+
+class _Peer:
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self.told: PeerView | None = None
+
+    def say(self, told: PeerView) -> None:
+        self.told = told
+        self._actor.say.remote(told)
+
+
+class RayGroup:
+    """A module's three actors, for the supervisor."""
+
+    def __init__(self, facts: GroupFacts) -> None:
+        self.facts = facts
+        self._actors = {role: _actor(facts, role) for role in ROLES}
+        self._mirror = self._actors[REPLICATION]
+        self.vm = _Vm(self._actors[VM])
+        self.peer = _Peer(self._actors[HEARTBEAT])
+        self._link = False
+
+    async def find(self) -> Found:
+        async with asyncio.timeout(FIND_S):
+            found, vm = await asyncio.gather(self._mirror.find.remote(), self._actors[VM].find.remote())
+        return Found(found.mirror, vm, found.bytes_changed)
+
+    def start(self, role: Role, *, alone: bool, salvage: bytes | None) -> None:
+        self._mirror.start.remote(role, alone, salvage)
+
+    def stop(self) -> None:
+        self._mirror.stop.remote()
+
+    def go_alone(self, based_on: Record, record: Record) -> None:
+        self._mirror.go_alone.remote(based_on, record)
+
+    def fail_tap(self) -> None:
+        self._mirror.fail_tap.remote()
+
+    def hand_over(self) -> None:
+        self._mirror.hand_over.remote()
+
+    def leave(self) -> None:
+        self._mirror.leave.remote()
+
+    def agree(self, based_on: Record, epoch: int, *, mine_first: bool) -> None:
+        self._mirror.agree.remote(based_on, epoch, mine_first)
+
+    def link(self, lives: bool) -> None:
+        self._link = lives
+        self._actors[HEARTBEAT].link.remote(lives)
+
+    def is_new(self, role: str) -> None:
+        """There is another process in this role: what only the supervisor knows is said to it again."""
+        if role == HEARTBEAT:
+            self._actors[HEARTBEAT].link.remote(self._link)
+            if self.peer.told is not None:
+                self.peer.say(self.peer.told)
+
+    async def status(self) -> Mapping[str, Any]:
+        asked = {role: asyncio.ensure_future(_answer(actor.status.remote())) for role, actor in self._actors.items()}
+        return {role: await answer for role, answer in asked.items()}
+
+    async def close(self) -> None:
+        """The actors end; mirror and VM go on."""
+        for role, actor in self._actors.items():
+            try:
+                async with asyncio.timeout(CLOSE_S):
+                    await actor.close.remote()
+            except (TimeoutError, ray.exceptions.RayError) as error:
+                log.warning("%s: %s does not close: %s", self.facts.module, role, error)
+            ray.kill(actor)
+
+
+async def _answer(asked: Awaitable[Any]) -> Any:
+    try:
+        async with asyncio.timeout(ASK_S):
+            return await asked
+    except (TimeoutError, ray.exceptions.RayError) as error:
+        return {"problem": f"it does not answer: {error}"}
+
+
+def _actor(facts: GroupFacts, role: str) -> Any:
+    """The actor of this role, made if there is none."""
+    name = f"{facts.module}/{role}"
+    options = {**ACTOR_OPTIONS, "name": name, "get_if_exists": True}
+    return ray.remote(_CLASSES[role]).options(**options).remote(facts)
+
+
+# ---- the supervisor
+
+Build = Callable[[Any], Awaitable[Any]]
+
+
+class SupervisorActor:
+    """`build` makes the plain supervisor and all that serves it, given a way to open groups; it comes from above."""
+
+    async def __init__(self, build: Build) -> None:  # type: ignore[misc]  # Ray waits for it, in the event loop
+        self._latest: dict[tuple[str, str], int] = {}
+        self._groups: dict[str, tuple[RayGroup, Callable[[Event], None]]] = {}
+        self._built = await build(self)
+
+    async def open(self, facts: GroupFacts, hear: Callable[[Event], None]) -> RayGroup:
+        """For `build`'s supervisor, in this process."""
+        group = RayGroup(facts)
+        self._groups[facts.module] = (group, hear)
+        return group
+
+    async def hear(self, origin: Origin, event: Event | None) -> None:
+        """From an actor; one that was replaced is not listened to."""
+        who = (origin.module, origin.role)
+        before = self._latest.get(who, 0)
+        if origin.number < before:
+            log.warning("%s was replaced, and still says %s", origin, event)
+            return
+        self._latest[who] = origin.number
+        known = self._groups.get(origin.module)
+        if known is None:
+            return
+        group, hear = known
+        if event is None:
+            group.is_new(origin.role)
+        else:
+            hear(event)
+
+    async def ping(self) -> str:
+        return "here"
