@@ -1,0 +1,60 @@
+"""What runs in the supervisor's actor on one server: its modules, and whoever serves them to people and programs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from hotpair.actors.home import Home
+from hotpair.actors.module_facts import facts_of
+from hotpair.actors.ray_actors import RayGroup, SupervisorActor
+from hotpair.actors.supervisor import Supervisor
+from hotpair.cluster.arbiters_io import arbiter_of
+from hotpair.cluster.configuration import Cluster, Module
+from hotpair.cluster.configuration_io import load_cluster, load_key, load_modules
+from hotpair.cluster.module_events import Event
+from hotpair.cluster.settings import settings_of
+from hotpair.replication.process_io import boot_id
+
+log = logging.getLogger("hotpair.service")
+
+
+class _Groups:
+    """Opens modules' groups for the supervisor, as actors beside its own."""
+
+    def __init__(self, actor: SupervisorActor, cluster: Cluster, server: str, home: Home, key: bytes) -> None:
+        self._actor = actor
+        self._cluster = cluster
+        self._server = server
+        self._home = home
+        self._key = key
+
+    async def open(self, module: Module, hear: Callable[[Event], None]) -> RayGroup:
+        facts = facts_of(module, self._cluster, self._server, self._home, key=self._key, boot=boot_id())
+        return await self._actor.open(facts, hear)
+
+
+Serve = Callable[[Supervisor, Home], Awaitable[Any]]
+
+
+async def build(home: Home, server: str, serve: Serve, actor: SupervisorActor) -> Supervisor:
+    """Raises ConfigurationError or BadKey. A module that is wrong is said in the log and left out."""
+    cluster = load_cluster(home.configuration)
+    cluster.peer_of(server)
+    key = load_key(home.below(cluster.security.key_file))
+    modules = load_modules(home.configuration, cluster)
+    supervisor = Supervisor(
+        home,
+        cluster,
+        lambda module: settings_of(module, cluster, server),
+        _Groups(actor, cluster, server, home, key),
+        arbiter_of(cluster, home.configuration),
+        boot=boot_id(),
+    )
+    for name, error in modules.refused.items():
+        log.error("module %s is left out: %s", name, error)
+    for module in modules.accepted.values():
+        await supervisor.add(module)
+    await serve(supervisor, home)
+    return supervisor
