@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pickle
 import sys
+from typing import Any
 
 import ray
 
@@ -21,7 +22,7 @@ def main(address: str) -> int:
     build = pickle.load(sys.stdin.buffer)  # from the service that has started this process
     ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, configure_logging=False)
     options = {**ACTOR_OPTIONS, "name": SUPERVISOR, "get_if_exists": True}
-    actor = ray.remote(SupervisorActor).options(**options).remote(build)
+    actor: Any = ray.remote(SupervisorActor).options(**options).remote(build)
     try:
         ray.get(actor.ping.remote(), timeout=UP_S)
     except ray.exceptions.RayError as error:
