@@ -43,6 +43,11 @@ def boot_id() -> str:
         return file.read().strip()
 
 
+def ticks_now() -> int:
+    """Clock ticks after boot, as in `ProcessIdentity`: no process that is started from now on has fewer."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
 def identify(pid: int) -> ProcessIdentity | None:
     """The process that has this pid now; None when it has none, or a dead one."""
     status = _status(pid)

@@ -33,9 +33,10 @@ SAVING = "saving"
 class Run:
     """One run of a VM or an application.
 
-    description  names what was started, so that a change of it is noticed
-    note         for the operator, as long as it runs
-    answered     the guest's agent has answered in this run
+    description     names what was started, so that a change of it is noticed
+    note            for the operator, as long as it runs
+    answered        the guest's agent has answered in this run
+    launched_ticks  clock ticks after boot when it was about to be started
     """
 
     module: str
@@ -46,6 +47,7 @@ class Run:
     note: str = ""
     process: ProcessIdentity | None = None
     answered: bool = False
+    launched_ticks: int = 0
 
 
 class Runs:
@@ -90,10 +92,10 @@ class Runs:
                 found[run.process.pid] = run.process
         return list(found.values())
 
-    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+    def environment(self, more: Mapping[str, str] | None = None, *, mark: bool = True) -> dict[str, str]:
         """What is started gets this: little of ours, and the mark."""
         passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        return passed | dict(more or {}) | {MARK: self._place.state_directory}
+        return passed | dict(more or {}) | ({MARK: self._place.state_directory} if mark else {})
 
     def remove(self) -> None:
         """Empty the state directory. Raises VmFailed."""
