@@ -142,6 +142,13 @@ def command_line(process: ProcessIdentity) -> tuple[str, ...]:
     return tuple(map(os.fsdecode, words)) if is_alive(process) else ()
 
 
+def with_words(*words: str) -> list[ProcessIdentity]:
+    """All living processes with these words, one after the other, on their command line."""
+    wanted = b"\0".join([b"", *map(os.fsencode, words), b""])
+    found = (pid for pid in _pids() if wanted in _read(f"/proc/{pid}/cmdline"))
+    return [process for pid in found if (process := identify(pid)) is not None]
+
+
 def _open(process: ProcessIdentity) -> int | None:
     """A pidfd: opened first and compared then, so that it cannot be another's."""
     try:

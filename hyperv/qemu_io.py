@@ -7,7 +7,6 @@ environment, and its control socket, which must give the module's name.
 from __future__ import annotations
 
 import os
-import posixpath
 import time
 from dataclasses import replace
 
@@ -191,8 +190,3 @@ class QemuDriver:
         """Raises VmFailed."""
         if not wait_for_none(self._runs.processes, AFTER_END_S):
             raise VmFailed(f"QEMU has ended, but something it has started still runs for {self._place.module}")
-
-
-def description_path(place: Place) -> str:
-    """Where the description lies, for messages."""
-    return posixpath.join(place.directory, str(place.options.get("description", "vm.toml")))

@@ -14,7 +14,7 @@ from hotpair.hyperv.qemu_arguments import processor
 from hotpair.hyperv.qemu_check_io import Checked
 from hotpair.hyperv.qemu_description import Description
 from hotpair.hyperv.qemu_launch_io import Launcher
-from hotpair.hyperv.qemu_saved_io import SavedState
+from hotpair.hyperv.qemu_saved_io import Fit, SavedState
 from hotpair.hyperv.qmp_io import Qmp
 from hotpair.hyperv.runs_io import RUNNING, SAVING, Run
 
@@ -28,10 +28,14 @@ class NotReadable(VmFailed):
     """QEMU cannot go on from this saved state."""
 
 
+def fit(description: Description, accelerator: str) -> Fit:
+    return Fit(description.digest, accelerator, tuple(disk.file for disk in description.disks))
+
+
 def start(launcher: Launcher, saved: SavedState, checked: Checked, log: ApplicationLog, end: float) -> None:
     """Under the lock, nothing of the module running. `end`: as of time.monotonic(). Raises VmFailed, StartTimedOut."""
     accelerator, note = choose(checked.accelerator, checked.program, processor(checked.description, KVM))
-    usable, problem = saved.judge(checked.description, accelerator)
+    usable, problem = saved.judge(fit(checked.description, accelerator))
     if usable:
         try:
             _restore(launcher, saved, checked, accelerator, note, end)
@@ -103,7 +107,7 @@ def save(launcher: Launcher, saved: SavedState, run: Run, description: Descripti
         send(process, signal.SIGKILL)  # its disks are closed
         if not wait_for_end(process, QUIT_LIMIT_S):
             raise VmFailed("QEMU has saved the state but does not end: turn it off")
-    saved.commit(description, run.accelerator)
+    saved.commit(fit(description, run.accelerator))
 
 
 def _write_state(

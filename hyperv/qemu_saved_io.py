@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from hotpair.hyperv.errors import VmFailed
 from hotpair.hyperv.files_io import flush_directory, flush_file, read_document, remove_durably, write_document
-from hotpair.hyperv.qemu_description import Description
 from hotpair.hyperv.qemu_saved import DiskState, Saved, from_document, refusal, to_document
 
 STATE = "saved-state"
@@ -20,6 +19,15 @@ REFUSED = "saved-state.refused"  # the last one that could not be read, for whoe
 
 
 @dataclass(frozen=True)
+class Fit:
+    """What a state must fit. `description`: a digest. `files`: the disks, below the module's directory."""
+
+    description: str
+    accelerator: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class SavedState:
     """The saved state of one module."""
 
@@ -27,11 +35,11 @@ class SavedState:
     module: str
 
     @property
-    def _state(self) -> str:
+    def state(self) -> str:
         return posixpath.join(self.directory, STATE)
 
     @property
-    def _part(self) -> str:
+    def part(self) -> str:
         return posixpath.join(self.directory, PART)
 
     @property
@@ -45,28 +53,28 @@ class SavedState:
         QEMU does not wait for its result: only what was written without an error gets the name of the whole.
         """
         writing = shlex.quote(posixpath.join(self.directory, WRITING))
-        return f"exec:cat > {writing} && mv {writing} {shlex.quote(self._part)}"
+        return f"exec:cat > {writing} && mv {writing} {shlex.quote(self.part)}"
 
     @property
     def reader(self) -> str:
         """The migration address from which QEMU reads."""
-        return f"exec:cat {shlex.quote(self._state)}"
+        return f"exec:cat {shlex.quote(self.state)}"
 
     def flush(self) -> None:
         """What was written is on disk, and all of it. Raises OSError."""
-        flush_file(self._part)
+        flush_file(self.part)
 
-    def commit(self, description: Description, accelerator: str) -> None:
+    def commit(self, fit: Fit) -> None:
         """What was flushed is complete, and no process has a disk open: make it valid. Raises VmFailed."""
         try:
-            os.replace(self._part, self._state)
+            os.replace(self.part, self.state)
             flush_directory(self.directory)
-            saved = self._found(description, accelerator)
+            saved = self._found(fit)
             write_document(self._document, to_document(saved))
         except OSError as error:
             raise VmFailed(f"the saved state could not be kept: {error.strerror} ({error.filename})") from error
 
-    def judge(self, description: Description, accelerator: str) -> tuple[bool, str]:
+    def judge(self, fit: Fit) -> tuple[bool, str]:
         """Whether there is one that may be used; if there is one that may not, why."""
         try:
             document = read_document(self._document)
@@ -78,7 +86,7 @@ class SavedState:
         if saved is None:
             return False, "its document is of another version"
         try:
-            problem = refusal(saved, self._found(description, accelerator))
+            problem = refusal(saved, self._found(fit))
         except OSError as error:
             return False, f"{error.filename}: {error.strerror}"
         return problem is None, problem or ""
@@ -94,9 +102,9 @@ class SavedState:
         """It could not be read. It is invalid first, and kept under another name. Raises VmFailed."""
         self.invalidate()
         try:
-            os.replace(self._state, posixpath.join(self.directory, REFUSED))
+            os.replace(self.state, posixpath.join(self.directory, REFUSED))
         except OSError as error:
-            raise VmFailed(f"{self._state} cannot be set aside: {error.strerror}") from error
+            raise VmFailed(f"{self.state} cannot be set aside: {error.strerror}") from error
 
     def clear(self) -> None:
         """Remove what is left of it, once it is not valid any more. Raises VmFailed."""
@@ -107,11 +115,11 @@ class SavedState:
         except OSError as error:
             raise VmFailed(f"{error.filename} cannot be removed: {error.strerror}") from error
 
-    def _found(self, description: Description, accelerator: str) -> Saved:
+    def _found(self, fit: Fit) -> Saved:
         """What is there now, in the words of the document. Raises OSError."""
         disks = []
-        for disk in description.disks:
-            status = os.stat(posixpath.join(self.directory, disk.file))
-            disks.append(DiskState(disk.file, status.st_size, status.st_mtime_ns))
-        size = os.stat(self._state).st_size
-        return Saved(self.module, description.digest, accelerator, size, tuple(disks))
+        for name in fit.files:
+            status = os.stat(posixpath.join(self.directory, name))
+            disks.append(DiskState(name, status.st_size, status.st_mtime_ns))
+        size = os.stat(self.state).st_size
+        return Saved(self.module, fit.description, fit.accelerator, size, tuple(disks))

@@ -37,6 +37,7 @@ class Run:
     note            for the operator, as long as it runs
     answered        the guest's agent has answered in this run
     launched_ticks  clock ticks after boot when it was about to be started
+    uuid            the machine's id, where the hypervisor finds it by that
     """
 
     module: str
@@ -48,6 +49,7 @@ class Run:
     process: ProcessIdentity | None = None
     answered: bool = False
     launched_ticks: int = 0
+    uuid: str = ""
 
 
 class Runs:
