@@ -182,7 +182,8 @@ def _check(description: Description, report: Report) -> None:
             report.say(("nics", i, "mac"), "another card has the same address: each needs its own")
     if description.firmware_variables and not description.firmware:
         report.say(("firmware_variables",), "they need a firmware: give it, or remove this key")
-    if (description.initrd or description.append) and not description.kernel:
-        report.say(("kernel",), "initrd and append need a kernel: give it, or remove them")
+    for key in ("initrd", "append"):
+        if getattr(description, key) and not description.kernel:
+            report.say((key,), "it needs a kernel: give one, or remove this key")
     if not (description.disks or description.kernel):
         report.say(("disks",), "there is nothing to start from: give a disk or a kernel")
