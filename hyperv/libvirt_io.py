@@ -109,6 +109,8 @@ class LibvirtDriver:
                 self._saved.clear()
                 self._started(run, "goes on from the saved state")
                 return
+            if self._runs.is_given_up():
+                raise VmFailed("it was turned off while its saved state was read; the state is kept")
             problem = ended.said
             self._saved.set_aside()
         note = f"started without its saved state: {problem}" if problem else ""
@@ -191,6 +193,7 @@ class LibvirtDriver:
     def turn_off(self, time_limit_s: float = TURN_OFF_LIMIT_S) -> None:
         """By libvirt; where it does not answer, the QEMU process is killed, for it must not write any more."""
         end, virsh, run = time.monotonic() + time_limit_s, self._virsh(), self._runs.read()
+        self._runs.give_up_start()
         said = self._destroy(virsh, run, time_limit_s)
         try:
             with locked(self._place.lock, self._name, max(0.0, end - time.monotonic())):
@@ -245,8 +248,7 @@ class LibvirtDriver:
         ended = virsh.run("qemu-agent-command", self._name, "--timeout", str(AGENT_LIMIT_S), PING)
         if ended.code == 0:
             self._answered_at = time.monotonic()
-            if not run.answered:
-                self._runs.write(replace(run, answered=True))
+            self._runs.note_answer(run)
             return Heartbeat.OK, 0.0
         if not run.answered or not says(ended.errors, NO_AGENT):
             return Heartbeat.UNKNOWN, None

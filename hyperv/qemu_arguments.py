@@ -29,6 +29,11 @@ class Paths:
         return posixpath.join(self.state, "qmp.sock")
 
     @property
+    def watch(self) -> str:
+        """A second control socket, since each serves one at a time: what is seen must not wait for a save."""
+        return posixpath.join(self.state, "watch.sock")
+
+    @property
     def agent(self) -> str:
         return posixpath.join(self.state, "agent.sock")
 
@@ -60,8 +65,9 @@ def qemu_arguments(
     words += ["-machine", description.machine, "-accel", accelerator, "-cpu", processor(description, accelerator)]
     words += ["-m", f"size={description.memory >> 20}M", "-smp", str(description.cpus)]
     words += ["-daemonize", "-pidfile", paths.pid_file]
-    words += ["-chardev", f"socket,id=monitor,path={_doubled(paths.monitor)},server=on,wait=off"]
-    words += ["-mon", "chardev=monitor,mode=control"]
+    for name, socket in (("monitor", paths.monitor), ("watch", paths.watch)):
+        words += ["-chardev", f"socket,id={name},path={_doubled(socket)},server=on,wait=off"]
+        words += ["-mon", f"chardev={name},mode=control"]
     words += _firmware(description, directory)
     words += _display(description, paths)
     if any(disk.interface == "scsi" for disk in description.disks):

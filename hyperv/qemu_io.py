@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 
 from hotpair.hyperv import guest_agent_io, qemu_restore_io
 from hotpair.hyperv.application_log_io import ApplicationLog
@@ -114,6 +113,7 @@ class QemuDriver:
 
     def turn_off(self, time_limit_s: float = TURN_OFF_LIMIT_S) -> None:
         end = time.monotonic() + time_limit_s
+        self._runs.give_up_start()
         self._kill(time_limit_s)  # without the lock: a start may hang
         try:
             with locked(self._place.lock, self._place.module, max(0.0, end - time.monotonic())):
@@ -139,7 +139,7 @@ class QemuDriver:
             return Observation(VmState.OFF)
         identity = str(run.process)
         try:
-            with Qmp(self._paths.monitor, OBSERVE_LIMIT_S) as qmp:
+            with Qmp(self._paths.watch, OBSERVE_LIMIT_S) as qmp:
                 self._launcher.verify(qmp)
                 state, detail = state_of(qmp.call("query-status")["status"], run.phase)
         except NoMonitor as error:
@@ -155,8 +155,7 @@ class QemuDriver:
             return Heartbeat.UNKNOWN, None
         if guest_agent_io.answers(self._paths.agent):
             self._answered_at = time.monotonic()
-            if not run.answered:
-                self._runs.write(replace(run, answered=True))
+            self._runs.note_answer(run)
             return Heartbeat.OK, 0.0
         if not run.answered:
             return Heartbeat.UNKNOWN, None

@@ -64,7 +64,7 @@ class Launcher:
         place = self.place
         phase = RESTORING if restoring else LAUNCHING
         run = self.runs.write(Run(place.module, place.directory, checked.digest, phase, accelerator, note))
-        for path in (self.paths.monitor, self.paths.agent, self.paths.screen, self.paths.pid_file):
+        for path in (self.paths.monitor, self.paths.watch, self.paths.agent, self.paths.screen, self.paths.pid_file):
             if os.path.lexists(path):
                 os.unlink(path)
         words = qemu_arguments(

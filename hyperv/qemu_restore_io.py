@@ -78,6 +78,8 @@ def _restore(launcher: Launcher, saved: SavedState, checked: Checked, accelerato
             return
     if not kill_all(launcher.runs.processes, CANCEL_LIMIT_S):
         raise StartTimedOut("a QEMU that could not read the saved state does not end: turn it off")
+    if launcher.runs.is_given_up():
+        raise VmFailed("it was turned off while its saved state was read; the state is kept")
     if status is None:
         raise StartTimedOut("the saved state could not be read in time; it is kept")
     raise NotReadable("QEMU cannot read it: another version, another processor, or damaged")

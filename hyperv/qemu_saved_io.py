@@ -50,10 +50,12 @@ class SavedState:
     def writer(self) -> str:
         """The migration address to which QEMU writes. A program, because QEMU before 8.2 knows no files.
 
-        QEMU does not wait for its result: only what was written without an error gets the name of the whole.
+        QEMU does not wait for its result: only what was written without an error gets the name of the whole. The
+        last, empty command keeps the shell from becoming mv: a process in the middle of that has no environment, and
+        would not be found by its mark.
         """
         writing = shlex.quote(posixpath.join(self.directory, WRITING))
-        return f"exec:cat > {writing} && mv {writing} {shlex.quote(self.part)}"
+        return f"exec:cat > {writing} && mv {writing} {shlex.quote(self.part)}; :"
 
     @property
     def reader(self) -> str:

@@ -9,7 +9,16 @@ from collections.abc import Awaitable, Collection
 from types import TracebackType
 from typing import Any, TypeVar
 
-from qemu.qmp import ConnectError, EventListener, ExecInterruptedError, ExecuteError, QMPClient, QMPError
+from qemu.qmp import (
+    ConnectError,
+    EventListener,
+    ExecInterruptedError,
+    ExecuteError,
+    Message,
+    QMPClient,
+    QMPError,
+    Runstate,
+)
 
 from hotpair.hyperv.errors import VmFailed
 
@@ -43,7 +52,9 @@ class Qmp:
             self._wait(self._client.connect(self._path), self._limit_s)
         except (TimeoutError, ConnectError, OSError) as error:
             self._loop.close()
-            raise NoMonitor(f"QEMU's control socket {self._path} does not answer: {error or 'it is busy'}") from error
+            raise NoMonitor(
+                f"QEMU's control socket {self._path} does not answer: {str(error) or 'it is busy'}"
+            ) from error
         return self
 
     def __exit__(
@@ -73,15 +84,29 @@ class Qmp:
         end = time.monotonic() + timeout_s
         while (left := end - time.monotonic()) > 0:
             try:
-                event = self._wait(self._events.get(), left)
+                event = self._wait(self._event(), left)
             except TimeoutError:
                 return None
-            except (QMPError, EOFError, OSError) as error:
-                raise NoMonitor("QEMU ended during a migration") from error
+            if event is None:
+                raise NoMonitor("QEMU ended during a migration")
             status = str(event["data"]["status"]) if event["event"] == MIGRATION_EVENTS else ""  # type: ignore[index]
             if status in ends:
                 return status
         return None
+
+    async def _event(self) -> Message | None:
+        """The next one; None when QEMU has closed the connection, which by itself is no event."""
+        event, closed = asyncio.ensure_future(self._events.get()), asyncio.ensure_future(self._is_closed())
+        try:
+            await asyncio.wait((event, closed), return_when=asyncio.FIRST_COMPLETED)
+            return event.result() if event.done() else None
+        finally:
+            for future in (event, closed):
+                future.cancel()
+
+    async def _is_closed(self) -> None:
+        while self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
 
     def _wait(self, what: Awaitable[_T], limit_s: float) -> _T:
         return self._loop.run_until_complete(asyncio.wait_for(what, limit_s))

@@ -84,6 +84,23 @@ class Runs:
     def phase(self, run: Run, phase: str) -> Run:
         return self.write(replace(run, phase=phase))
 
+    def give_up_start(self) -> None:
+        """Before it is turned off: whoever is starting it must not take its end for a fault. Raises VmFailed."""
+        run = self.read()
+        if run is not None and run.phase in (LAUNCHING, RESTORING):
+            self.phase(run, STOPPING)
+
+    def is_given_up(self) -> bool:
+        """For whoever is starting it. Raises VmFailed."""
+        run = self.read()
+        return run is None or run.phase not in (LAUNCHING, RESTORING)
+
+    def note_answer(self, run: Run) -> None:
+        """The guest has answered in this run. Another may have begun meanwhile. Raises VmFailed."""
+        now = self.read()
+        if now is not None and now.process == run.process and not now.answered:
+            self.write(replace(now, answered=True))
+
     def processes(self) -> list[ProcessIdentity]:
         """Everything alive that was started for this place, in this or any earlier run. Raises ForeignVm, VmFailed."""
         run = self.read()

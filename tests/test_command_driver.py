@@ -76,7 +76,7 @@ def place() -> Iterator[Place]:
         finally:
             for process in marked(made.state_directory):
                 os.kill(process.pid, signal.SIGKILL)
-                until(lambda process=process: not is_alive(process))  # type: ignore[misc]
+                until(lambda process=process: not is_alive(process))
 
 
 def application(base: str, mode: str) -> list[str]:

@@ -274,9 +274,9 @@ def test_a_process_whose_first_thread_has_left_is_alive() -> None:
 
 
 def test_words_are_found_as_a_whole_only() -> None:
-    with subprocess.Popen(
-        ["/bin/sh", "-c", "read x", "hotpair-test", "-uuid", "4711"], stdin=subprocess.PIPE
-    ) as process:
+    line = ["/bin/sh", "-c", "echo ready; read x", "hotpair-test", "-uuid", "4711"]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         assert [one.pid for one in with_words("-uuid", "4711")] == [process.pid]
         assert with_words("-uuid", "471") == with_words("uuid", "4711") == []
         process.kill()

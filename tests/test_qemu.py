@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -71,7 +72,7 @@ def place(guest: Guest) -> Iterator[Place]:
         try:
             yield made
         finally:
-            QemuDriver(made).turn_off()
+            QemuDriver(made).turn_off(30)
             assert marked(made.state_directory) == []
 
 
@@ -221,6 +222,61 @@ def test_a_damaged_state_is_set_aside(place: Place) -> None:
     assert qemu_saved_io.REFUSED in os.listdir(place.directory)
 
 
+def test_a_state_is_kept_when_it_is_turned_off_while_it_is_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    boot = save(place)
+    reader = Path(place.lock).parent / "cat"
+    reader.write_text(f"#!/bin/sh\ntouch {reader}.reads\nexec sleep 1000\n")
+    reader.chmod(0o755)
+    monkeypatch.setenv("PATH", str(reader.parent), prepend=":")
+    said: list[str] = []
+
+    def start() -> None:
+        try:
+            QemuDriver(place).start(START_S)
+        except VmFailed as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    end = time.monotonic() + START_S
+    while not Path(f"{reader}.reads").exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    found = QemuDriver(place).observe()
+    assert found.state is VmState.STARTING and "saved state is being read" in found.detail
+    assert not QemuDriver(place).is_off().off
+    QemuDriver(place).turn_off()
+    thread.join()
+    assert said == ["it was turned off while its saved state was read; the state is kept"]
+    assert QemuDriver(place).is_off().off
+    reader.unlink()
+    sign = read_sign(disk(place))
+    QemuDriver(place).start(START_S)
+    assert wait_for_sign(disk(place), sign).boot == boot
+
+
+@pytest.mark.parametrize("phase", ["saving", "restoring"])
+def test_what_was_broken_off_is_gone_on_with(place: Place, phase: str) -> None:
+    """hotpair died in the middle: the guest is held, and nobody lets it go on but the next order."""
+    driver = QemuDriver(place)
+    driver.start(START_S)
+    before = wait_for_sign(disk(place))
+    runs = Runs(place)
+    run = runs.read()
+    assert run is not None
+    with_qmp(place, "stop")
+    runs.phase(run, phase)
+    assert driver.observe().state is (VmState.STOPPING if phase == "saving" else VmState.STARTING)
+    driver.start(START_S)
+    assert driver.observe().state is VmState.ON
+    now = wait_for_sign(disk(place), before)
+    assert (now.boot == before.boot) is (phase == "saving")  # one that was not restored completely starts anew
+    if phase == "saving":
+        with_qmp(place, "stop")
+        runs.phase(run, phase)
+        driver.stop(STOP_S)
+
+
 @pytest.mark.parametrize("reads", ["head -c 1000 >/dev/null", "/bin/cat"])
 def test_a_guest_that_cannot_be_saved_goes_on(place: Place, reads: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The disk is full, at once or at the very end: what writes the state fails."""
@@ -310,6 +366,15 @@ def test_another_modules_place_is_refused(place: Place) -> None:
     for action in (other.observe, other.turn_off, other.is_off, lambda: other.start(START_S), lambda: other.stop(1)):
         with pytest.raises(ForeignVm, match="used for the module web"):
             action()
+    assert driver.observe().state is VmState.ON
+    runs = Runs(place)
+    run = runs.read()
+    assert run is not None
+    runs.write(replace(run, module="mail"))  # now only QEMU itself knows better
+    for action in (other.observe, lambda: other.stop(1), lambda: other.save(1)):
+        with pytest.raises(ForeignVm, match="is called web, and not mail"):
+            action()
+    runs.write(run)
     assert driver.observe().state is VmState.ON
 
 
