@@ -154,6 +154,7 @@ class CommandDriver:
             gone = wait_for_none(self._runs.processes, end - time.monotonic())
             proof = self._proof(options)
             if gone and proof.off:
+                self._runs.forget()
                 return
             if time.monotonic() >= end:
                 raise StopTimedOut(f"{self._place.module} did not stop within {time_limit_s:g} s: {proof.detail}")
@@ -170,15 +171,16 @@ class CommandDriver:
         if options.force_stop:
             limit_s = min(float(options.force_stop_limit_s), time_limit_s)
             self._say("force_stop", run_command(options.force_stop, limit_s, self._environment(mark=False)))
-        kill_all(self._everything, time_limit_s)  # without the lock: a start may hang
+        kill_all(self._runs.processes, time_limit_s)  # without the lock: a start may hang
         try:
             with locked(self._place.lock, self._place.module, max(0.0, end - time.monotonic())):
-                kill_all(self._everything, max(1.0, end - time.monotonic()))
+                kill_all(self._runs.processes, max(1.0, end - time.monotonic()))
                 proof = self._proof(options)
         except Busy as error:
             raise StillRunning(f"{self._place.module} was killed, but is being started: {error}") from error
         if not proof.off:
             raise StillRunning(f"{self._place.module} was killed, and yet: {proof.detail}")
+        self._runs.forget()
 
     def observe(self) -> Observation:
         """The check is the heartbeat."""
@@ -228,25 +230,22 @@ class CommandDriver:
     def _find(self, options: CommandOptions) -> _Found:
         run = self._runs.read()
         process = None if run is None else self._main(options, run)
-        others = [one for one in self._everything() if one != process]
+        others = [one for one in self._runs.processes() if one != process]
         return _Found(run, process, bool(others))
 
     def _main(self, options: CommandOptions, run: Run) -> ProcessIdentity | None:
-        """The application's main process, if it lives. In a pid file may stand anything: the other server's number, or
-        one from before: it counts only for a process that we have started, or that is younger than our start.
+        """The application's main process, if it lives.
+
+        In a pid file may stand anything: the other server's number, or one from before. It counts only with the mark:
+        what is found here may be killed.
         """
         if run.process is not None and is_alive(run.process):
             return run.process
+        found = [one for one in marked(self._place.state_directory) if DETACH not in command_line(one)]
         if options.foreground:
-            if run.process is not None:
-                return None
-            found = [one for one in marked(self._place.state_directory) if DETACH not in command_line(one)]
-            return min(found, key=lambda one: one.start_ticks, default=None)
-        process = identify(pid) if (pid := self._pid_in_file(options)) else None
-        if process is None:
-            return None
-        ours = process.start_ticks >= run.launched_ticks or process in marked(self._place.state_directory)
-        return process if ours else None
+            return None if run.process is not None else min(found, key=lambda one: one.start_ticks, default=None)
+        pid = self._pid_in_file(options) if found else None
+        return next((one for one in found if one.pid == pid), None)
 
     def _pid_in_file(self, options: CommandOptions) -> int | None:
         if not options.pid_file:
@@ -259,15 +258,8 @@ class CommandDriver:
         except OSError as error:
             raise VmFailed(f"{error.filename} cannot be read: {error.strerror}") from error
 
-    def _everything(self) -> list[ProcessIdentity]:
-        """Also what the pid file names."""
-        options, run = self._options(), self._runs.read()
-        main = None if run is None else self._main(options, run)
-        found = self._runs.processes()
-        return found if main is None or main in found else [*found, main]
-
     def _proof(self, options: CommandOptions) -> Proof:
-        found = self._everything()
+        found = self._runs.processes()
         if found:
             return Proof(False, f"pid {', '.join(str(process.pid) for process in found)} still runs")
         if options.check:

@@ -118,6 +118,7 @@ class QemuDriver:
         try:
             with locked(self._place.lock, self._place.module, max(0.0, end - time.monotonic())):
                 self._kill(max(1.0, end - time.monotonic()))
+                self._runs.forget()
         except Busy as error:
             raise StillRunning(f"{self._place.module} was turned off, but is being started: {error}") from error
 
@@ -189,3 +190,4 @@ class QemuDriver:
         """Raises VmFailed."""
         if not wait_for_none(self._runs.processes, AFTER_END_S):
             raise VmFailed(f"QEMU has ended, but something it has started still runs for {self._place.module}")
+        self._runs.forget()

@@ -84,6 +84,15 @@ class Runs:
     def phase(self, run: Run, phase: str) -> Run:
         return self.write(replace(run, phase=phase))
 
+    def forget(self) -> None:
+        """The run has ended with everything of it. Its pid, and the session of that number, will be others' one day.
+
+        Raises VmFailed.
+        """
+        run = self.read()
+        if run is not None and run.process is not None and not is_alive(run.process):
+            self.write(replace(run, process=None))
+
     def give_up_start(self) -> None:
         """Before it is turned off: whoever is starting it must not take its end for a fault. Raises VmFailed."""
         run = self.read()

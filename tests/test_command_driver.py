@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -229,6 +229,30 @@ def test_a_daemon_is_found_by_its_pid_file(place: Place) -> None:
     assert daemon.is_off().off
 
 
+def test_a_foreign_number_in_the_pid_file_is_left_alone(place: Place) -> None:
+    """The file is mirrored: the other server's application writes it, with a number that somebody has here."""
+    daemon = driver(place, "daemon", foreground=False, pid_file="application.pid")
+    daemon.start(START_S)
+    os.kill(pid_up(place), signal.SIGKILL)
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE) as other:  # younger than the application
+        Path(place.directory, "application.pid").write_text(str(other.pid))
+        until(lambda: daemon.observe() == Observation(VmState.OFF))
+        assert daemon.is_off().off
+        daemon.turn_off()
+        assert other.poll() is None
+
+
+def test_what_has_ended_is_forgotten(place: Place) -> None:
+    """Its pid, and the session of that number, belong to others one day."""
+    one = driver(place)
+    ends: list[Callable[[], None]] = [one.turn_off, lambda: one.stop(STOP_S)]
+    for end in ends:
+        one.start(START_S)
+        end()
+        run = Runs(place).read()
+        assert run is not None and run.process is None
+
+
 def test_the_check_is_the_heartbeat(place: Place) -> None:
     state = Path(place.lock).parent / "code"
     state.write_text("1")
@@ -298,10 +322,10 @@ def test_what_was_started_and_not_written_down_is_found(place: Place) -> None:
 def test_a_reused_pid_is_not_taken_for_it(place: Place) -> None:
     one = driver(place)
     one.start(START_S)
-    one.turn_off()
     runs = Runs(place)
     run = runs.read()
     assert run is not None and run.process is not None
+    one.turn_off()
     runs.write(replace(run, process=replace(run.process, pid=os.getpid())))  # this very process has that pid now
     assert one.observe() == Observation(VmState.OFF) and one.is_off().off
     one.turn_off()  # and is not killed
