@@ -139,9 +139,9 @@ class Mirror:
 
 @dataclass(frozen=True)
 class Vm:
-    """`options`: of the driver, which checks them."""
+    """`driver`: a name; whether it is installed, and what it says of `options`, is checked by who uses it."""
 
-    driver: Literal["hyperv", "qemu", "command"]
+    driver: str
     normal_stop: Literal["stop", "save", "off"]
     start_timeout_s: float
     stop_timeout_s: float

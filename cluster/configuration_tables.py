@@ -194,7 +194,12 @@ MIRROR = (
 )
 
 VM = (
-    Key("driver", choice("hyperv", "qemu", "command"), REQUIRED, "What runs the VM"),
+    Key(
+        "driver",
+        name('the name of an installed driver: "command", "libvirt", "qemu", or a partner\'s'),
+        REQUIRED,
+        "What runs the VM; whether it is installed is checked by the server that uses it",
+    ),
     Key("normal_stop", choice("stop", "save", "off"), "stop", "How the VM is stopped for a swap or a stop"),
     Key("start_timeout_s", number(1, 86400), 120.0, "A start that takes longer has failed"),
     Key("stop_timeout_s", number(1, 86400), 300.0, "A normal stop that takes longer is followed by off"),

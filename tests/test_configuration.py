@@ -268,6 +268,11 @@ def test_what_is_no_path(directory: str) -> None:
     assert "line 1: directory: " in one(problems_of_module(MODULE.replace("/vm/web", directory)))
 
 
+def test_a_driver_is_any_name_and_looked_up_by_whoever_uses_it() -> None:
+    assert module(MODULE.replace('"qemu"', '"partners-own"')).vm.driver == "partners-own"
+    assert "vm.driver: " in one(problems_of_module(MODULE.replace('"qemu"', '"no name"')))
+
+
 def test_a_module_needs_a_name_that_is_one_and_its_required_keys() -> None:
     assert "a module cannot be called" in one(problems_of_module(MODULE, name="we b"))
     found = problems_of_module("")

@@ -16,8 +16,11 @@ INNER = ("cluster", "replication", "hyperv")  # standard library and msgpack onl
 PACKAGE_NAMES = {"hotpair", "tests", *(f"hotpair.{package}" for package in PACKAGES)}
 
 # Of another inner package, only value types: no behaviour that could pull it in.
-SHARED = {"replication": {"hotpair.cluster.record", "hotpair.cluster.record_io"}}
-OUTSIDE = {"replication": {"msgpack"}, "cluster": {"msgpack"}, "hyperv": {"msgpack", "psutil", "winrm"}}
+SHARED = {
+    "replication": {"hotpair.cluster.record", "hotpair.cluster.record_io"},
+    "hyperv": {"hotpair.cluster.configuration_keys"},
+}
+OUTSIDE = {"replication": {"msgpack"}, "cluster": {"msgpack"}, "hyperv": {"msgpack", "psutil", "qemu", "winrm"}}
 
 
 def modules(package: str) -> Iterator[Path]:
@@ -132,6 +135,7 @@ def test_what_is_forbidden_is_found(package: str, line: str, tmp_path: Path) -> 
         ("replication", "from hotpair.cluster import record_io"),
         ("replication", "import os, msgpack"),
         ("cluster", "from hotpair.cluster import record"),
+        ("hyperv", "from hotpair.cluster.configuration_keys import Key"),
         ("actors", "import ray\nfrom hotpair.replication import source_process"),
         ("hotpair", "from hotpair.actors import supervisor"),
     ],
