@@ -245,7 +245,7 @@ def main(arguments: list[str]) -> int:
     keep_running()
     gc.freeze()
     commands = source_commands(process) if isinstance(process, SourceProcess) else target_commands(process)
-    server = ControlServer(os.path.join(state, "control.sock"), commands)
+    server = ControlServer(os.path.join(state, "control.sock"), commands, process.reports)
     try:
         return process.run()
     finally:

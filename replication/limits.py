@@ -77,5 +77,10 @@ LOOKS = 6  # at an object that is different in another way each time
 HANDOVER_TIMEOUT_S = 30.0  # for a flush of both copies in which nothing is written; the VM has been stopped
 HANDOVER_CLOSE_S = 2.0  # the server that has taken over keeps the connection so long for its answer to arrive
 
+# --- Control socket -------------------------------------------------------------------------------
+WATCHERS = 16  # connections that reports are sent on; a mirror has one supervisor, and each has a thread
+BYTES_CHANGED_S = 1.0  # how often it is counted how much a copy that goes on alone has changed
+BYTES_CHANGED_REST = 100  # times the duration of the last count: the next one is not before
+
 # --- Spinning -------------------------------------------------------------------------------------
 SPIN_S = 100e-6  # longer than a round trip between two servers in one rack, shorter than two wake-ups

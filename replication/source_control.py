@@ -9,6 +9,7 @@ from typing import Any, Final
 from hotpair.replication.errors import MirrorError
 from hotpair.replication.link_io import Delivery
 from hotpair.replication.modes import PRIM
+from hotpair.replication.reports_io import Reports
 from hotpair.replication.source import Source
 from hotpair.replication.source_copy import OwnCopy
 from hotpair.replication.source_session import Session
@@ -33,6 +34,7 @@ class SourceControl:
         session: Session,
         verdicts: Verdicts,
         standing: Standing,
+        reports: Reports,
     ) -> None:
         self._delivery = delivery
         self._copy = own_copy
@@ -42,15 +44,20 @@ class SourceControl:
         self._session = session
         self._verdicts = verdicts
         self._standing = standing
+        self._reports = reports
 
     def ask(self, act: Callable[[], None]) -> dict[str, Any]:
-        """Have the loop do something. Raises MirrorError when it refuses or does not answer."""
+        """Have the loop do something; ``number`` of the first report that knows of it. Raises MirrorError when the
+        loop refuses or does not answer."""
         answered = threading.Event()
         refusal: list[MirrorError] = []
+        number = 0
 
         def do() -> None:
+            nonlocal number
             try:
                 act()
+                number = self._reports.publish()
             except MirrorError as error:
                 refusal.append(error)
             finally:
@@ -61,7 +68,7 @@ class SourceControl:
             raise MirrorError(f"the mirror has not answered for {CONTROL_TIMEOUT_S:g} s: its disk does not answer")
         if refusal:
             raise refusal[0]
-        return {}
+        return {"number": number}
 
     def abort(self) -> dict[str, Any]:
         """The verdict `stop`. The tap is failed from this thread, which needs neither the loop nor the disk."""

@@ -28,9 +28,11 @@ from hotpair.replication.link_io import Connector, Delivery
 from hotpair.replication.loop_io import Loop
 from hotpair.replication.modes import PRIM
 from hotpair.replication.process_io import descriptor_limit, lock_state
+from hotpair.replication.reports_io import Reports
 from hotpair.replication.source import Source
 from hotpair.replication.source_control import SourceControl
 from hotpair.replication.source_copy import OwnCopy
+from hotpair.replication.source_report import SourceReport
 from hotpair.replication.source_session import UNANSWERED, Phase, Session
 from hotpair.replication.source_standing import Standing
 from hotpair.replication.source_start import Mount, SourceOptions
@@ -101,8 +103,11 @@ class SourceProcess:
         self.verdicts = session.verdicts = Verdicts(
             options, own_copy, source, tap, self._helper, session, self._stop, self._mount, standing
         )
+        self._report = SourceReport(own_copy, source, session, self.verdicts, standing)
+        self.reports = Reports(self._report.compose, self._delivery.put)
+        standing.changed = self.reports.changed
         self.control = SourceControl(
-            self._delivery, own_copy, source, self._mount, tap, session, self.verdicts, standing
+            self._delivery, own_copy, source, self._mount, tap, session, self.verdicts, standing, self.reports
         )
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -232,6 +237,8 @@ class SourceProcess:
             source.marks.when_idle(self._copy.compact)
         self._evict()
         self._pruner.step()
+        self._report.tick(now)
+        self.reports.publish()
         if self._standing.stopping:
             self._stop.step()
 

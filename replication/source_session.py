@@ -154,6 +154,7 @@ class Session:
         self.phase = Phase.GREETING
         self._hello_at = self._heard_at = self._progress_at = time.monotonic()
         self._source.send()
+        self._standing.changed()
 
     def _receive(self) -> None:
         connection = self.connection
@@ -263,6 +264,11 @@ class Session:
         connection = self.connection
         return self._sent_before + (connection.sent if connection is not None else 0)
 
+    @property
+    def can_resume(self) -> bool:
+        """Whether the target could go on in the session in which this copy is, or was, in sync with it."""
+        return self._identity is not None
+
     def give_up_session(self) -> None:
         """From here on this copy goes its own way: the target cannot resume."""
         self._identity = None
@@ -368,6 +374,7 @@ class Session:
         meeting = self._meet(theirs, welcome["boot"])
         if meeting.source is not Side.ME:
             raise LinkLost(f"not reintegrated: {meeting.reason}")
+        self._standing.changed()
         marks = decode_marks(welcome["marks"] or [])  # before anything is done: the log may be busy for a moment
         self._compared |= frozenset(identities(welcome.get("changed", [])))
         unknown = welcome["marks"] is None or (welcome["marks"] and welcome["extent_shift"] != self._source.shift)
@@ -476,3 +483,4 @@ class Session:
         self._copy.activity.thaw()
         self._standing.say("in sync")
         self._standing.now_ready()
+        self._standing.changed()

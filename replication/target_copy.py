@@ -42,6 +42,7 @@ class TargetCopy:
         self._log_path = os.path.join(options.state, "dirty-log")
         self.largest_file = largest_file(self.root_fd)
         self.boot = boot_id()
+        self.bytes_changed = self._count_changed()
 
     def _load_record(self) -> Record | None:
         try:
@@ -68,15 +69,27 @@ class TargetCopy:
             return [], 0
         if not os.path.exists(self._log_path):
             return ([] if self.record.last_role == "SECOND" else None), 0
+        marks, shift = self._read_log(self.record)
+        return (None if marks is None else encode_marks(marks)), shift
+
+    def _read_log(self, record: Record) -> tuple[dirty_log.Marks | None, int]:
+        """The marks of our own dirty log, None when they may be any, and its extent shift."""
         try:
             with open(self._log_path, "rb") as file:
                 shift = dirty_log.decode_header(file.read(dirty_log.HEADER_BYTES)).extent_shift
-            opened, recovered = DirtyLog.open(self._log_path, self.record, extent_shift=shift)
+            opened, recovered = DirtyLog.open(self._log_path, record, extent_shift=shift)
         except DirtyLogUnusable as error:
             log.warning("%s", error)
             return None, 0
         opened.close()
-        return (None if recovered.everything else encode_marks(recovered.marks)), shift
+        return (None if recovered.everything else recovered.marks), shift
+
+    def _count_changed(self) -> int | None:
+        """Bytes of the extents that our own dirty log names, of a copy that went on alone; None: not known."""
+        if self.record is None or not self.record.solo or not os.path.exists(self._log_path):
+            return None
+        marks, shift = self._read_log(self.record)
+        return None if marks is None else marks.extents_named() << shift
 
     # --- what becomes of it ---------------------------------------------------------------------------------------
 
@@ -103,6 +116,7 @@ class TargetCopy:
         else:
             self.store(records.begin_reintegration_as_target(self.record, generation))
         self._remove_log()
+        self.bytes_changed = None
         clean_stop_io.remove_table(self._options.state)  # the source has noted what it told
         self.changed = set()
 

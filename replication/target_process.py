@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from hotpair.replication import report
 from hotpair.replication.errors import LinkLost, ProtocolError, TargetFailed
 from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.limits import DESCRIPTORS_SPARE, SPIN_S
@@ -18,6 +19,8 @@ from hotpair.replication.link_io import Acceptor, Delivery
 from hotpair.replication.listing import Listing
 from hotpair.replication.loop_io import Loop
 from hotpair.replication.process_io import descriptor_limit, lock_state
+from hotpair.replication.report import Report
+from hotpair.replication.reports_io import Reports
 from hotpair.replication.snapshot_io import Snapshots
 from hotpair.replication.spin import Spinner
 from hotpair.replication.target import Target
@@ -50,6 +53,8 @@ class TargetProcess:
             options, self._copy, self.target, self._snapshots, self._delivery, self._loop, say, self._stop
         )
         self._ended = False
+        self.reports = Reports(self._compose, self._delivery.put)
+        self._session.changed = self.reports.changed
         self._copy.show()
 
     def run(self) -> int:
@@ -81,6 +86,7 @@ class TargetProcess:
             if now - ticked_at >= TICK_S:
                 ticked_at = now
                 session.tick(now)
+                self.reports.publish()
         return 0
 
     def _signalled(self, _signal: int, _frame: object) -> None:
@@ -111,10 +117,22 @@ class TargetProcess:
             "objects": len(self.target.objects),
         }
 
+    def _compose(self) -> Report:
+        session = self._session
+        return report.of_target(
+            ending=self._ended or session.taken_over_at is not None,
+            linked=self.target.connection is not None,
+            session=session.identity is not None,
+            begun=session.begun,
+            record=self._copy.record,
+            bytes_changed=self._copy.bytes_changed,
+        )
+
     def _stop(self) -> None:
         if self._ended:
             return
         self._ended = True
+        self.reports.publish()
         self._acceptor.close()
         self._session.drop_connection()
         self._copy.close()

@@ -67,7 +67,7 @@ class TargetSession:
         self._instance = new_identity()
         self._watched = select.EPOLLIN  # what is waited for on the connection
         self.identity: bytes | None = None  # of the session in which this copy is in sync
-        self._begun = False  # a reintegration, on the present connection
+        self.begun = False  # a reintegration, on the present connection
         self._source_is_alone = False  # it goes on while this copy is prepared; otherwise the VM's writes wait
         self._offered: bytes | None = None  # the session that the present connection would begin
         self._offered_root = b""  # the identity of its root directory
@@ -76,6 +76,7 @@ class TargetSession:
         self._heard_at = time.monotonic()
         self.taken_over_at: float | None = None  # this server is the source from now on; another process will be it
         self.reason = "no source yet"
+        self.changed: Callable[[], None]  # what is reported may be another now
         target.on_message = self._message
         target.on_failure = self._failed
         target.on_flush_all = self._flush_all
@@ -145,11 +146,12 @@ class TargetSession:
             self._target.listing.close()
             self._target.listing = Listing(self._target)
         self._target.attach(connection, fresh=not resume)
-        self._begun = False
+        self.begun = False
         self._source_is_alone = is_alone(hello.get("record"))
         self._watched = select.EPOLLIN
         self._heard_at = time.monotonic()
         self._loop.watch(connection.fileno(), self._receive)
+        self.changed()
         marks, shift = self._copy.own_marks()
         welcome = {
             "instance": self._instance,
@@ -181,6 +183,7 @@ class TargetSession:
         if connection is not None:
             self._loop.unwatch(connection.fileno())
             self._target.detach()
+            self.changed()
 
     def link_lost(self, error: Exception) -> None:
         """Go on without this connection, if there is one; after a handover there is nothing to go on with."""
@@ -227,7 +230,7 @@ class TargetSession:
         """A reintegration begins: what this copy is may be kept before it is given up."""
         if type(generation) is not bytes or len(generation) != IDENTITY_SIZE or generation == bytes(IDENTITY_SIZE):
             raise ProtocolError("the peer's generation is none")
-        begun = self._begun or self._snapshots.working
+        begun = self.begun or self._snapshots.working
         if begun or self.identity is not None or self.taken_over_at is not None:
             raise ProtocolError("the peer began a reintegration a second time")
         if self._copy.record is None:
@@ -242,14 +245,15 @@ class TargetSession:
             self._copy.adopt_root(self._offered_root)
             self._target.adopt_root(self._offered_root)
         self._copy.give_up(generation)
-        self._begun = True
+        self.begun = True
         self._target.admits_operations = True
+        self.changed()
         self._say("state REINTEGRATING")
         self._target.say(Kind.INCONSISTENT, generation)
         self._target.send()
 
     def _take_sync(self, encoded: object) -> None:
-        if self._copy.record is None or not self._copy.record.inconsistent or not self._begun:
+        if self._copy.record is None or not self._copy.record.inconsistent or not self.begun:
             raise ProtocolError("the peer offered sync without a reintegration")
         theirs = record_of_peer(encoded)
         if theirs.root != self._copy.record.root:
@@ -265,6 +269,7 @@ class TargetSession:
         self.identity = self._offered
         self.reason = ""
         self._say("state SECOND")
+        self.changed()
         self._target.say(Kind.TAKEN, encoded)
         self._snapshots.drop()
 
@@ -282,6 +287,7 @@ class TargetSession:
         self._target.admits_operations = False
         self.taken_over_at = time.monotonic()
         self.reason = "this server has taken over"
+        self.changed()
         self._target.say(Kind.HANDED_OVER, records.encode(taken))
 
     def _failed(self, sequence: int, error: OSError) -> None:

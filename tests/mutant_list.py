@@ -760,7 +760,7 @@ DECISIONS = (
         "A target that did not begin a reintegration takes the offer of sync.",
         (
             TARGET_SESSION,
-            "        if self._copy.record is None or not self._copy.record.inconsistent or not self._begun:\n            raise",
+            "        if self._copy.record is None or not self._copy.record.inconsistent or not self.begun:\n            raise",
             "        if self._copy.record is None:\n            raise",
         ),
         tests=(CONTRACT + "test_sync_is_not_taken_without_a_reintegration",),
