@@ -73,6 +73,7 @@ def parser() -> Parser:
         command.add_argument("--no-tls", action="store_true", help="allow a connection beyond this host without TLS")
         command.add_argument("--verbose", action="store_true", help="log more")
     source.add_argument("--peer", required=True, metavar="HOST:PORT")
+    source.add_argument("--alone", action="store_true", help="go on at once, as the record says")
     source.add_argument("--alone-after", metavar="SECONDS", help="the verdict after a lost link; none by default")
     source.add_argument(
         "--fence-after", metavar="SECONDS", help="fail the mount when no verdict has come so long after a lost link"
@@ -214,6 +215,7 @@ def build(options: argparse.Namespace) -> tuple[SourceProcess | TargetProcess, s
             known_objects=count("--known-objects", options.known_objects, 1000, 1 << 30),
             stall_timeout_s=stall,
             tls=tls_files(options, host),
+            alone=options.alone,
         ),
         say,
     ), state

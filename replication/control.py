@@ -1,9 +1,10 @@
 """The control socket: how a supervisor asks a mirror process and tells it the verdict.
 
 A Unix stream socket in the state directory. Requests and answers are msgpack arrays behind a 4-byte big-endian length:
-``[id, command, {arguments}]`` is answered by ``[id, "ok", {...}]`` or ``[id, "error", text]``. ``watch`` is answered
-again and again: with the present report, then with each new one, until either side closes the connection. Threads of
-their own serve it, so that reports, verdicts and stop are answered even while the loop waits for a disk that hangs.
+``[id, command, {arguments}]`` is answered by ``[id, "ok", {...}]`` or ``[id, "error", text]``; for a refused verdict
+the present report follows the text. ``watch`` is answered again and again: with the present report, then with each new
+one, until either side closes the connection. Threads of their own serve it, so that reports, verdicts and stop are
+answered even while the loop waits for a disk that hangs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
-from hotpair.replication.errors import MirrorError
+from hotpair.replication.errors import MirrorError, Refused
 from hotpair.replication.reports_io import Reports
 
 if TYPE_CHECKING:
@@ -116,6 +117,8 @@ class ControlServer:
             return [number, "error", f"no command {name!r}: there are {', '.join(sorted(self._commands))}"]
         try:
             return [number, "ok", command(arguments)]
+        except Refused as error:
+            return [number, "error", str(error), error.report]
         except (MirrorError, KeyError, TypeError, ValueError) as error:
             return [number, "error", str(error)]
 
@@ -129,8 +132,9 @@ def source_commands(process: SourceProcess) -> dict[str, Command]:
     control, verdicts = process.control, process.verdicts
     return {
         "status": lambda _: control.status(),
-        "go_alone": lambda _: control.ask(verdicts.go_alone),
-        "stop": lambda _: control.abort(),
+        "go_alone": control.go_alone,
+        "fail_tap": lambda _: control.fail_tap(),
+        "stop": lambda _: control.stop(),
         "retry": lambda _: control.ask(verdicts.retry),
         "shutdown": lambda _: control.ask(verdicts.begin_stop),
         "verify_start": lambda arguments: control.ask(lambda: verdicts.start_verify(bool(arguments.get("repair")))),
@@ -143,4 +147,4 @@ def source_commands(process: SourceProcess) -> dict[str, Command]:
 
 def target_commands(process: TargetProcess) -> dict[str, Command]:
     """What a target can be asked."""
-    return {"status": lambda _: process.status()}
+    return {"status": lambda _: process.status(), "shutdown": lambda _: process.shut_down()}

@@ -11,7 +11,7 @@ from typing import Any
 import msgpack
 
 from hotpair.replication.control import LENGTH, WATCH
-from hotpair.replication.errors import MirrorError
+from hotpair.replication.errors import MirrorError, Refused
 
 
 class ControlClient:
@@ -29,7 +29,7 @@ class ControlClient:
             raise MirrorError(f"{self._path}: {error.strerror}: the mirror process does not run") from error
 
     def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
-        """One request; its answer. Raises MirrorError with the process's reason."""
+        """One request; its answer. Raises MirrorError with the process's reason; of a verdict, Refused."""
         self._request(command, arguments)
         return self._answer(command)
 
@@ -39,10 +39,11 @@ class ControlClient:
         Raises MirrorError when the process has ended: that is the last thing that it reports.
         """
         self._request(WATCH, {})
-        yield self._answer(WATCH)
+        report = self._answer(WATCH)
         self._sock.settimeout(None)
         while True:
-            yield self._answer(WATCH)
+            yield report
+            report = self._answer(WATCH)
 
     def _request(self, command: str, arguments: dict[str, Any]) -> None:
         self._number += 1
@@ -55,11 +56,11 @@ class ControlClient:
     def _answer(self, command: str) -> dict[str, Any]:
         try:
             (length,) = LENGTH.unpack(self._exactly(LENGTH.size))
-            number, outcome, content = msgpack.unpackb(self._exactly(length))
+            number, outcome, content, *report = msgpack.unpackb(self._exactly(length))
         except OSError as error:
             raise self._unanswered(command, error) from error
         if number != self._number or outcome != "ok":
-            raise MirrorError(str(content))
+            raise Refused(str(content), report[0]) if report else MirrorError(str(content))
         answer: dict[str, Any] = content
         return answer
 

@@ -38,15 +38,11 @@ class Reports:
             self._later(self.publish)
 
     def publish(self) -> int:
-        """Report how things are now; the report's number. For the loop."""
+        """Report how things are now; the report's number.
+
+        For the loop, and for a thread that has failed the tap: what is reported then does not change in the middle.
+        """
         self._due = False
-        return self._replace()
-
-    def fail(self) -> None:
-        """The tap has failed. For any thread: what is reported of that state does not change in the middle of it."""
-        self._replace()
-
-    def _replace(self) -> int:
         with self._lock:
             report = self._compose()
             if report != self._report:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
-from hotpair.replication.errors import MirrorError
+from hotpair.replication.go_alone import verdict_of
 from hotpair.replication.link_io import Delivery
+from hotpair.replication.loop_questions_io import LoopQuestions
 from hotpair.replication.modes import PRIM
 from hotpair.replication.reports_io import Reports
 from hotpair.replication.source import Source
@@ -17,8 +17,6 @@ from hotpair.replication.source_standing import Standing
 from hotpair.replication.source_start import Mount
 from hotpair.replication.source_verdicts import Verdicts
 from hotpair.replication.tap_fuse import FuseTap
-
-CONTROL_TIMEOUT_S: Final = 5.0
 
 
 class SourceControl:
@@ -45,36 +43,26 @@ class SourceControl:
         self._verdicts = verdicts
         self._standing = standing
         self._reports = reports
+        self._questions = LoopQuestions(delivery, reports)
+        self.ask: Callable[[Callable[[], None]], dict[str, Any]] = self._questions.ask
 
-    def ask(self, act: Callable[[], None]) -> dict[str, Any]:
-        """Have the loop do something; ``number`` of the first report that knows of it. Raises MirrorError when the
-        loop refuses or does not answer."""
-        answered = threading.Event()
-        refusal: list[MirrorError] = []
-        number = 0
+    def go_alone(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The verdict `go alone`, answered when the record is durable and writes are released."""
+        verdict = verdict_of(arguments)
+        return self._questions.ask_later(lambda done: self._verdicts.go_alone(verdict, done))
 
-        def do() -> None:
-            nonlocal number
-            try:
-                act()
-                number = self._reports.publish()
-            except MirrorError as error:
-                refusal.append(error)
-            finally:
-                answered.set()
-
-        self._delivery.put(do)
-        if not answered.wait(CONTROL_TIMEOUT_S):
-            raise MirrorError(f"the mirror has not answered for {CONTROL_TIMEOUT_S:g} s: its disk does not answer")
-        if refusal:
-            raise refusal[0]
-        return {"number": number}
-
-    def abort(self) -> dict[str, Any]:
-        """The verdict `stop`. The tap is failed from this thread, which needs neither the loop nor the disk."""
+    def fail_tap(self) -> dict[str, Any]:
+        """Nothing is acknowledged any more. The tap is failed from this thread, which needs neither loop nor disk."""
+        self._standing.failed = True
         self._mount.abort()
-        self._delivery.put(self._verdicts.stop)
-        return {}
+        self._delivery.put(self._verdicts.fail_tap)
+        return {"number": self._reports.publish()}
+
+    def stop(self) -> dict[str, Any]:
+        """The verdict `stop`: the tap is failed, then the process ends."""
+        answer = self.fail_tap()
+        self._delivery.put(self._verdicts.begin_stop)
+        return answer
 
     def status(self) -> dict[str, Any]:
         """What this mirror is doing. Reads what the loop keeps, so that it answers while the loop waits."""

@@ -71,6 +71,7 @@ class SourceProcess:
         self._loop = Loop()
         self._spinner = Spinner(SPIN_S)
         self._standing = Standing(self.source, say)
+        self._starts_alone = options.alone
         self._ticked_at = 0.0
         self._exit_code = 0
         self._evicting = False
@@ -121,6 +122,8 @@ class SourceProcess:
         self._loop.watch(self._flushes.fileno(), self._flushes.completed)
         self._loop.watch(self._helper.fileno(), self._helped)
         self._loop.watch(self.tap.files.cold_reads.fileno(), self.tap.files.cold_reads.completed)
+        if self._starts_alone:
+            self.verdicts.alone_now()
         self._session.connect(time.monotonic())
         if self._mount.adopted:
             self._standing.say("adopted the mount")
@@ -178,10 +181,11 @@ class SourceProcess:
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise
-            self._standing.say("unmounted")
             self._loop.unwatch(self._mount.fuse_fd)
             self._mount.mounted = False
-            self.verdicts.begin_stop()
+            if not self._standing.failed:  # else it is we who have aborted it, and a verdict says when to end
+                self._standing.say("unmounted")
+                self.verdicts.begin_stop()
 
     def _helped(self) -> None:
         for answer in self._helper.answers():
@@ -211,7 +215,7 @@ class SourceProcess:
         for item in self._delivery.take():
             if callable(item):
                 item()
-            elif self._session.connection is not None or self._standing.stopping:
+            elif self._session.connection is not None or self._standing.stopping or self._standing.failed:
                 item.close()
             else:
                 self._session.connected(item)

@@ -10,7 +10,7 @@ from hotpair.replication.modes import STOPPED
 from hotpair.replication.report import Report
 from hotpair.replication.source import Source
 from hotpair.replication.source_copy import OwnCopy
-from hotpair.replication.source_session import Phase, Session
+from hotpair.replication.source_session import Session
 from hotpair.replication.source_standing import Standing
 from hotpair.replication.source_verdicts import Verdicts
 
@@ -35,7 +35,7 @@ class SourceReport:
         return report.of_source(
             STOPPED if self._standing.failed else self._source.mode,
             ending=self._standing.stopping,
-            linked=session.connection is not None and session.phase is not Phase.GREETING,
+            linked=session.linked,
             session=session.can_resume,
             in_sync=self._standing.in_sync,
             asked=verdicts.handover is not None,

@@ -204,7 +204,8 @@ class Session:
     def tick(self, now: float) -> None:
         """Connect again when it is time, or look whether the target is there."""
         if self.connection is None:
-            if not self._standing.stopping and not self._give_up and now >= self._reconnect_at:
+            wanted = not self._standing.stopping and not self._standing.failed and not self._give_up
+            if wanted and now >= self._reconnect_at:
                 self.connect(now)
         else:
             self._probe(now)
@@ -263,6 +264,11 @@ class Session:
         """Over all connections."""
         connection = self.connection
         return self._sent_before + (connection.sent if connection is not None else 0)
+
+    @property
+    def linked(self) -> bool:
+        """Whether there is a connection on which the target has answered the hello."""
+        return self.connection is not None and self.phase is not Phase.GREETING
 
     @property
     def can_resume(self) -> bool:

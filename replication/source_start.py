@@ -30,6 +30,7 @@ class SourceOptions:
     known_objects: int
     stall_timeout_s: float = STALL_TIMEOUT_S
     tls: TlsFiles | None = None
+    alone: bool = False  # the record is solo: writes go on at once, without the peer
 
 
 class Mount:

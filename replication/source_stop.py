@@ -62,6 +62,8 @@ class CleanStop:
     def step(self) -> None:
         """A clean stop: unmount, let what is outstanding finish, flush both copies, forget the marks."""
         source = self._source
+        if self._standing.failed:
+            self._mount.mounted = False  # nobody can use it: it is taken away at the end, from whoever holds it
         if self._mount.mounted:
             try:
                 linux_io.umount2(self._mount.directory, 0)

@@ -7,6 +7,7 @@ the wait for one that has died.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from hotpair.cluster import record as records
@@ -14,6 +15,7 @@ from hotpair.cluster.record import Record
 from hotpair.replication import dirty_log
 from hotpair.replication.errors import MirrorError, ProtocolError
 from hotpair.replication.frames import Kind
+from hotpair.replication.go_alone import GoAlone, objection
 from hotpair.replication.handover import Handover
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import REINTEGRATION_FLOOR
@@ -62,22 +64,46 @@ class Verdicts:
 
     # --- alone, or not at all -----------------------------------------------------------------------------------------
 
-    def go_alone(self) -> None:
-        """The verdict `go alone`. Raises MirrorError when it makes no sense now."""
-        if self._source.mode is not FROZEN:
-            raise MirrorError(f"the mirror is {self._source.mode.value}, not FROZEN: nothing waits for a verdict")
-        if self.handover is not None and self._session.connection is not None:
-            raise MirrorError("the peer has been asked to take over and may do so now: wait for its answer")
-        self._source.marks.when_idle(self.alone_now)
+    def go_alone(self, verdict: GoAlone | None, done: Callable[[MirrorError | None], None]) -> None:
+        """The verdict `go alone`: a supervisor's, or a person's (None), who does not know the record.
 
-    def alone_now(self) -> None:
-        """Go on alone, if it is still frozen. The dirty log is idle."""
+        Raises MirrorError when it makes no sense now; ``done`` is called when it is carried out, or with the error
+        that it makes none by then.
+        """
+        self._check_go_alone(verdict)
+        self._source.marks.when_idle(lambda: self._carry_out(verdict, done))
+
+    def _check_go_alone(self, verdict: GoAlone | None) -> None:
+        if self._source.mode is not FROZEN or self._standing.failed or self._standing.stopping:
+            raise MirrorError(f"the mirror is {self._source.mode.value}, not FROZEN: nothing waits for a verdict")
+        if verdict is None:
+            if self.handover is not None and self._session.connection is not None:
+                raise MirrorError("the peer has been asked to take over and may do so now: wait for its answer")
+            return
+        if self._session.linked:
+            raise MirrorError("there is a connection to the peer's mirror: what was granted without one does not count")
+        reason = objection(self._copy.record, verdict)
+        if reason is not None:
+            raise MirrorError(reason)
+
+    def _carry_out(self, verdict: GoAlone | None, done: Callable[[MirrorError | None], None]) -> None:
+        """The dirty log is idle by now; meanwhile much may have happened."""
+        try:
+            self._check_go_alone(verdict)
+        except MirrorError as error:
+            done(error)
+            return
+        self.alone_now(verdict.record if verdict is not None else None)
+        done(None)
+
+    def alone_now(self, record: Record | None = None) -> None:
+        """Go on alone, if it is still frozen, with this record or one of our own. The dirty log is idle."""
         if self._source.mode is not FROZEN:
             return
         self.end_handover()
         self._session.give_up_session()
         self._copy.activity.freeze()
-        self._copy.go_solo(self._source.marks)
+        self._copy.go_solo(self._source.marks, record)
         self._source.go_alone()
         self._standing.state_changed(FROZEN)
         self._standing.now_ready()
@@ -100,16 +126,25 @@ class Verdicts:
         """No verdict has come in time: the peer may be about to start the VM. What the VM waits for fails."""
         self._standing.reason = f"fenced: frozen for {after_s:g} s without a verdict"
         self._standing.say(self._standing.reason)
+        self._standing.failed = True
         self._mount.abort()
-        self.stop()
+        self.fail_tap()
 
     def _frozen_long(self, now: float, after_s: float) -> bool:
         return now - self._frozen_since >= after_s and not self._session.greeting(now)
 
-    def stop(self) -> None:
-        """The verdict `stop`: all held requests fail, then the process ends."""
+    def fail_tap(self) -> None:
+        """The mount has been aborted: what waits in here fails as well, and no connection is made any more.
+
+        The process stays, and is reported as failed, until it is told to end.
+        """
+        before = self._source.mode
+        self.end_verify("stopped: the tap was failed")
+        self.end_handover()
         self._source.stop()
-        self.begin_stop()
+        self._session.give_up_session()
+        self._session.link_lost("the tap was failed")
+        self._standing.state_changed(before)
 
     def begin_stop(self) -> None:
         """End cleanly, as on SIGTERM."""

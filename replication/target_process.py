@@ -117,6 +117,11 @@ class TargetProcess:
             "objects": len(self.target.objects),
         }
 
+    def shut_down(self) -> dict[str, Any]:
+        """End cleanly, as on SIGTERM. For any thread; that it has ended is seen when the connection does."""
+        self._delivery.put(self._stop)
+        return {}
+
     def _compose(self) -> Report:
         session = self._session
         return report.of_target(

@@ -871,8 +871,8 @@ DECISIONS = (
         "The first write alone is answered before the new generation is durable.",
         (
             VERDICTS,
-            "        self._copy.go_solo(self._source.marks)\n        self._source.go_alone()\n",
-            "        self._source.go_alone()\n        self._copy.go_solo(self._source.marks)\n",
+            "        self._copy.go_solo(self._source.marks, record)\n        self._source.go_alone()\n",
+            "        self._source.go_alone()\n        self._copy.go_solo(self._source.marks, record)\n",
         ),
         tests=(CONTRACT + "test_write_is_not_answered_when_the_new_generation_cannot_be_stored",),
     ),
@@ -881,7 +881,7 @@ DECISIONS = (
         "Going alone does not begin a generation of its own.",
         (
             VERDICTS,
-            "        self._copy.go_solo(self._source.marks)\n        self._source.go_alone()\n",
+            "        self._copy.go_solo(self._source.marks, record)\n        self._source.go_alone()\n",
             "        self._source.go_alone()\n",
         ),
         tests=(CONTRACT + "test_generation_is_durable_before_the_first_write_alone_is_answered",),
