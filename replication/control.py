@@ -133,6 +133,7 @@ def source_commands(process: SourceProcess) -> dict[str, Command]:
     return {
         "status": lambda _: control.status(),
         "go_alone": control.go_alone,
+        "agree": control.agree,
         "fail_tap": lambda _: control.fail_tap(),
         "stop": lambda _: control.stop(),
         "retry": lambda _: control.ask(verdicts.retry),
@@ -147,4 +148,8 @@ def source_commands(process: SourceProcess) -> dict[str, Command]:
 
 def target_commands(process: TargetProcess) -> dict[str, Command]:
     """What a target can be asked."""
-    return {"status": lambda _: process.status(), "shutdown": lambda _: process.shut_down()}
+    return {
+        "status": lambda _: process.status(),
+        "leave": lambda _: process.leave(),
+        "shutdown": lambda _: process.shut_down(),
+    }

@@ -19,7 +19,7 @@ KNOWN_OBJECTS = 100_000  # above it the kernel is asked to forget what it does n
 DESCRIPTORS_SPARE = 512  # of RLIMIT_NOFILE: sockets, helpers, logs and what is being opened right now
 
 # --- Stream ---------------------------------------------------------------------------------------
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_MESSAGE = 1 << 20  # the msgpack part of a frame; a listing is cut into parts that stay below it
 MAX_PAYLOAD = MAX_WRITE
 MAX_TEXT = 1000  # characters of a reason given by the peer, which is printed, logged and shown
@@ -76,6 +76,7 @@ LOOKS = 6  # at an object that is different in another way each time
 # --- Handover -------------------------------------------------------------------------------------
 HANDOVER_TIMEOUT_S = 30.0  # for a flush of both copies in which nothing is written; the VM has been stopped
 HANDOVER_CLOSE_S = 2.0  # the server that has taken over keeps the connection so long for its answer to arrive
+FAREWELL_S = 2.0  # and one that leaves, for its last word
 
 # --- Control socket -------------------------------------------------------------------------------
 WATCHERS = 16  # connections that reports are sent on; a mirror has one supervisor, and each has a thread

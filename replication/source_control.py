@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from hotpair.replication.go_alone import verdict_of
+from hotpair.replication.go_alone import decoded, verdict_of
 from hotpair.replication.link_io import Delivery
 from hotpair.replication.loop_questions_io import LoopQuestions
 from hotpair.replication.modes import PRIM
@@ -50,6 +50,12 @@ class SourceControl:
         """The verdict `go alone`, answered when the record is durable and writes are released."""
         verdict = verdict_of(arguments)
         return self._questions.ask_later(lambda done: self._verdicts.go_alone(verdict, done))
+
+    def agree(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Have both records take an epoch. Answered when that is under way; the report says when it has ended."""
+        based_on, epoch = decoded("based_on", arguments["based_on"]), arguments["epoch"]
+        mine_first = arguments["mine_first"] is True
+        return self.ask(lambda: self._verdicts.agree(based_on, epoch, mine_first))
 
     def fail_tap(self) -> dict[str, Any]:
         """Nothing is acknowledged any more. The tap is failed from this thread, which needs neither loop nor disk."""

@@ -39,7 +39,7 @@ class SourceReport:
             session=session.can_resume,
             in_sync=self._standing.in_sync,
             asked=verdicts.handover is not None,
-            agreeing=False,
+            agreeing=verdicts.agreement.epoch is not None,
             record=self._copy.record,
             bytes_changed=self._bytes_changed,
         )

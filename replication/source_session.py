@@ -183,6 +183,8 @@ class Session:
                 if kind in SENT_BEFORE and fields[1] > self._source.sequence:
                     raise ProtocolError(f"the peer sent {Kind(kind).name} for what was not sent")
                 self._understand(fields)
+                if self.connection is not connection:
+                    return  # it was the last word of a target that has gone, or has failed
             elif self.phase >= FILLING:  # before, it answers a probe, and says nothing of an earlier session
                 if fields[1] > self._source.sequence:
                     raise ProtocolError("the peer acknowledged what was not sent")
@@ -257,7 +259,7 @@ class Session:
             self._source.reintegration.close()
         self._source.link_lost()
         self._standing.state_changed(before)
-        self.verdicts.handover_interrupted(reason)
+        self.verdicts.link_lost(reason)
 
     @property
     def sent_bytes(self) -> int:
@@ -327,6 +329,12 @@ class Session:
                 self.verdicts.handed_over(fields[1])
             case Kind.NOT_HANDED_OVER if self.verdicts.handover is not None and self.verdicts.handover.asked:
                 self.verdicts.not_handed_over(f"the peer does not take over: {frames.text(fields[1])}")
+            case Kind.AGREED:
+                self.verdicts.agreement.agreed(fields[1])
+            case Kind.LEAVE:
+                self.verdicts.leave.asked()
+            case Kind.GONE:
+                self.verdicts.leave.gone()
             case Kind.TAKEN:
                 self._synchronised()
             case Kind.BUSY:

@@ -21,7 +21,9 @@ from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import REINTEGRATION_FLOOR
 from hotpair.replication.modes import FROZEN, PRIM
 from hotpair.replication.source import Source
+from hotpair.replication.source_agreement import Agreement
 from hotpair.replication.source_copy import OwnCopy
+from hotpair.replication.source_leave import Leave
 from hotpair.replication.source_session import Session
 from hotpair.replication.source_standing import Standing
 from hotpair.replication.source_start import Mount, SourceOptions
@@ -57,6 +59,8 @@ class Verdicts:
         self._clean_stop = clean_stop
         self._standing = standing
         self._frozen_since = time.monotonic()
+        self.agreement = Agreement(own_copy, source, standing)
+        self.leave = Leave(own_copy, source, session, standing, lambda: self.handover is not None, self.alone_now)
         self.handover: Handover | None = None
         self.verification: Verification | None = None  # the last one, running or ended
         self.ceiling = 0  # bytes per second of reintegration and verify, 0: none
@@ -227,8 +231,21 @@ class Verdicts:
             self.handover.ended = True
             self.handover = None
 
-    def handover_interrupted(self, reason: str) -> None:
-        """The link was lost."""
+    # --- the link -----------------------------------------------------------------------------------------------------
+
+    def link_lost(self, reason: str) -> None:
+        """What was begun in this connection has ended, except a question whose answer may be on its way."""
+        self.agreement.end()
+        self.leave.end()
+        self._handover_interrupted(reason)
+
+    def agree(self, based_on: Record, epoch: int, mine_first: bool) -> None:
+        """Have both records take the arbiter's epoch. Raises MirrorError when that makes no sense now."""
+        if self.handover is not None:
+            raise MirrorError("the peer is being asked to take over")
+        self.agreement.begin(based_on, epoch, mine_first)
+
+    def _handover_interrupted(self, reason: str) -> None:
         handover = self.handover
         if handover is None or self._standing.stopping:
             return

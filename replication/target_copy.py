@@ -127,6 +127,15 @@ class TargetCopy:
         self.store(taken)
         return taken
 
+    def leave(self) -> None:
+        """The source goes on alone from here: outdated, durably, with all that it acknowledged here [R11].
+
+        Raises OSError: the copy could not be flushed, and stays as it is.
+        """
+        assert self.record is not None
+        linux_io.syncfs(self.root_fd)
+        self.store(records.mark_outdated(self.record))
+
     def become_outdated(self) -> bool:
         """Have it on record that the source has what this copy has not. Whether it is; not of an inconsistent copy."""
         if self.record is None or self.record.inconsistent:

@@ -18,6 +18,7 @@ from hotpair.replication.limits import DESCRIPTORS_SPARE, SPIN_S
 from hotpair.replication.link_io import Acceptor, Delivery
 from hotpair.replication.listing import Listing
 from hotpair.replication.loop_io import Loop
+from hotpair.replication.loop_questions_io import LoopQuestions
 from hotpair.replication.process_io import descriptor_limit, lock_state
 from hotpair.replication.report import Report
 from hotpair.replication.reports_io import Reports
@@ -55,6 +56,7 @@ class TargetProcess:
         self._ended = False
         self.reports = Reports(self._compose, self._delivery.put)
         self._session.changed = self.reports.changed
+        self._questions = LoopQuestions(self._delivery, self.reports)
         self._copy.show()
 
     def run(self) -> int:
@@ -117,6 +119,10 @@ class TargetProcess:
             "objects": len(self.target.objects),
         }
 
+    def leave(self) -> dict[str, Any]:
+        """Say in the stream that this copy goes. For any thread; raises MirrorError when it is not in sync."""
+        return self._questions.ask(self._session.leave)
+
     def shut_down(self) -> dict[str, Any]:
         """End cleanly, as on SIGTERM. For any thread; that it has ended is seen when the connection does."""
         self._delivery.put(self._stop)
@@ -125,7 +131,7 @@ class TargetProcess:
     def _compose(self) -> Report:
         session = self._session
         return report.of_target(
-            ending=self._ended or session.taken_over_at is not None,
+            ending=self._ended or session.ends,
             linked=self.target.connection is not None,
             session=session.identity is not None,
             begun=session.begun,

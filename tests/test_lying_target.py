@@ -439,7 +439,7 @@ def test_junk_in_messages(pair: MirrorPair) -> None:
     """What is no operation: out of turn, and with fields that make no sense."""
     deaths: list[str] = []
     one_field = (Kind.BEGIN_REINTEGRATION, Kind.OFFER_SYNC, Kind.PROBE, Kind.BYE, Kind.REFUSED, Kind.APPLIED)
-    one_field += (Kind.HANDOVER, Kind.TAKEN, Kind.BUSY)
+    one_field += (Kind.HANDOVER, Kind.TAKEN, Kind.BUSY, Kind.AGREE, Kind.AGREED)
     junk = (*JUNK, "x" * 900_000)
     for kind, value in itertools.product((*one_field, Kind.WELCOME, Kind.HELLO), junk):
         with Session(pair) as source:
