@@ -78,6 +78,10 @@ HANDOVER_TIMEOUT_S = 30.0  # for a flush of both copies in which nothing is writ
 HANDOVER_CLOSE_S = 2.0  # the server that has taken over keeps the connection so long for its answer to arrive
 FAREWELL_S = 2.0  # and one that leaves, for its last word
 
+# --- Salvage --------------------------------------------------------------------------------------
+SALVAGE_CHUNK = 1 << 20
+SALVAGE_SPARE = 64 << 20  # left free on its disk: record and dirty log may stand there, and so does the file's index
+
 # --- Control socket -------------------------------------------------------------------------------
 WATCHERS = 16  # connections that reports are sent on; a mirror has one supervisor, and each has a thread
 BYTES_CHANGED_S = 1.0  # how often it is counted how much a copy that goes on alone has changed

@@ -851,7 +851,7 @@ DECISIONS = (
         "A source that comes back as target does not say what it has changed.",
         (
             TARGET_COPY,
-            "        if self.record is None or self.record.inconsistent:\n            return [], 0\n",
+            "        if self.record is None or (self.record.inconsistent and not is_given_up(self.record)):\n            return [], 0\n",
             "        return [], 0\n",
         ),
         tests=(CONTRACT + "test_what_the_lost_source_had_alone_is_copied_over_when_it_comes_back_as_target",),

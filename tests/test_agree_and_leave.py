@@ -19,7 +19,7 @@ from hotpair.cluster.module_values import Mirror, MirrorMode, Role
 from hotpair.cluster.record import Record
 from hotpair.replication.control_client import ControlClient
 from hotpair.replication.errors import MirrorError, Refused
-from hotpair.replication.frames import Kind
+from hotpair.replication.frames import LAST_OPERATION, Kind
 from tests.faults import (
     WAIT_S,
     FakeSource,
@@ -86,14 +86,13 @@ def target_in_sync() -> Iterator[tuple[MirrorPair, FakeSource, Watch]]:
             assert "Traceback" not in pair.logs()
 
 
-def until(peer: Peer, fake: FakeTarget, kind: Kind, *, flushes: bool = True) -> list[Any]:
-    """What the source sends next of this kind; operations before it are acknowledged, flushes if that is wanted."""
+def until(peer: Peer, fake: FakeTarget, kind: Kind) -> list[Any]:
+    """What the source sends next of this kind; operations before it are acknowledged."""
     while (fields := peer.receive()) is not None:
         if fields[0] == kind:
             return fields
-        if fields[0] == Kind.FLUSH_ALL and not flushes:
-            peer.send(Kind.APPLIED, fields[1])
-        elif fields[0] <= 31:
+        assert fields[0] != Kind.MAY_LEAVE, "it was let go too early"
+        if fields[0] <= LAST_OPERATION:
             fake.apply(peer, fields)
     raise AssertionError(f"the source closed before it sent {kind.name}")
 
