@@ -33,3 +33,14 @@ def read_own_log(state: str, record: Record) -> tuple[Marks | None, int]:
         return None, 0
     opened.close()
     return (None if recovered.everything else recovered.marks), shift
+
+
+def bytes_changed(state: str, record: Record | None) -> int | None:
+    """Bytes of the extents that the log of a copy names which went on alone; None: of another copy, or not known.
+
+    What a mirror process reports under this name; this is for when none runs, or one that is no source.
+    """
+    if record is None or not record.solo:
+        return None
+    marks, shift = read_own_log(state, record)
+    return None if marks is None else marks.extents_named() << shift

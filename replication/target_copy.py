@@ -19,7 +19,7 @@ from hotpair.replication.errors import BadConfiguration
 from hotpair.replication.marks_message import encode_marks
 from hotpair.replication.objects_io import ensure_identity, largest_file, write_identity
 from hotpair.replication.own_log_io import NAME as LOG_NAME
-from hotpair.replication.own_log_io import read_own_log
+from hotpair.replication.own_log_io import bytes_changed, read_own_log
 from hotpair.replication.process_io import boot_id
 from hotpair.replication.salvage import is_given_up
 from hotpair.replication.salvage_io import path_of
@@ -46,7 +46,7 @@ class TargetCopy:
         self._log_path = os.path.join(options.state, LOG_NAME)
         self.largest_file = largest_file(self.root_fd)
         self.boot = boot_id()
-        self.bytes_changed = self._count_changed()
+        self.bytes_changed = bytes_changed(options.state, self.record)
 
     def _load_record(self) -> Record | None:
         try:
@@ -86,13 +86,6 @@ class TargetCopy:
             return [], 0
         marks, shift = read_own_log(self._options.state, self.record)
         return (None if marks is None else encode_marks(marks)), shift
-
-    def _count_changed(self) -> int | None:
-        """Bytes of the extents that our own dirty log names, of a copy that went on alone; None: not known."""
-        if self.record is None or not self.record.solo or not os.path.exists(self._log_path):
-            return None
-        marks, shift = read_own_log(self._options.state, self.record)
-        return None if marks is None else marks.extents_named() << shift
 
     # --- what becomes of it ---------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from hotpair.replication.dirty_log import TO_END_OF_FILE, FileMarks
 from hotpair.replication.errors import MirrorError
 from hotpair.replication.limits import BYTES_CHANGED_S, WATCHERS
 from hotpair.replication.modes import Mode
+from hotpair.replication.own_log_io import bytes_changed
 from hotpair.replication.process_io import started_at
 from hotpair.replication.report import MODES, Reported
 from tests.faults import pair_with_link, stop_process, wait_until, write_file
@@ -124,6 +125,7 @@ def test_how_much_was_changed_is_not_said_too_often(pair: MirrorPair) -> None:
     changed = present(pair.source_state)["bytes_changed"]
     pair.stop_source()
     pair.target_dir, pair.target_state = pair.source_dir, pair.source_state
+    assert bytes_changed(pair.target_state, record_io.load(f"{pair.target_state}/record")) == changed
     pair.start_target()
     assert present(pair.target_state)["bytes_changed"] == changed, "from the log on disk"
 

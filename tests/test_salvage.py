@@ -152,9 +152,14 @@ def split() -> Iterator[MirrorPair]:
 
 
 def salvage(pair: MirrorPair, *arguments: str, expected: int = 0) -> str:
-    command = [sys.executable, "-P", "-m", "hotpair.replication", "salvage", "--dir", pair.target_dir]
-    command += ["--state", pair.target_state, *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, cwd="/", env=pair.environment(), check=False)
+    return command(
+        pair, "salvage", "--dir", pair.target_dir, "--state", pair.target_state, *arguments, expected=expected
+    )
+
+
+def command(pair: MirrorPair, *arguments: str, expected: int = 0) -> str:
+    program = [sys.executable, "-P", "-m", "hotpair.replication", *arguments]
+    result = subprocess.run(program, capture_output=True, text=True, cwd="/", env=pair.environment(), check=False)
     assert result.returncode == expected, result
     return result.stdout + result.stderr
 
@@ -261,7 +266,12 @@ def test_a_piece_that_has_changed_is_found(salvaged: tuple[MirrorPair, bytes, st
 def test_one_file_of_it(salvaged: tuple[MirrorPair, bytes, str]) -> None:
     pair, generation, path = salvaged
     run(pair, generation)
-    lines = list(unsalvage(path, f"{pair.base}/back", "only the loser"))
+    all_lines = command(pair, "unsalvage", "--file", path).splitlines()
+    lines = command(
+        pair, "unsalvage", "--file", path, "--to", f"{pair.base}/back", "--path", "only the loser"
+    ).splitlines()
+    assert set(lines) < set(all_lines)
+    assert "no whole" in command(pair, "unsalvage", "--file", f"{pair.target_state}/record", expected=2)
     assert lines and all(line.startswith("only the loser offset ") for line in lines)
     assert sorted(os.listdir(f"{pair.base}/back")) == ["only the loser"]
     with pytest.raises(BadConfiguration, match="File exists"):
