@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import select
 import subprocess
 import sys
@@ -22,8 +23,9 @@ from hotpair.cluster import record_io
 from hotpair.cluster.module_events import MirrorReported
 from hotpair.cluster.module_values import Mirror, MirrorMode, Role
 from hotpair.cluster.record import Record, RecordDamaged, RecordVersion
+from hotpair.replication import own_log_io
 from hotpair.replication.control_client import ControlClient
-from hotpair.replication.errors import MirrorError
+from hotpair.replication.errors import MirrorError, Refused
 
 log = logging.getLogger("hotpair.mirror")
 
@@ -83,9 +85,15 @@ class MirrorKeeper:
         self._facts = facts
         self._hear = hear
         self._lock = threading.Lock()
+        self._talking = threading.Lock()  # held while a verdict is on its way: what is reported meanwhile waits
+        self._verdicts: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
         self._watching: ControlClient | None = None
+        self._least = 0  # reports with a lower number are older than the last verdict
+        self._told = 0
+        self._starting = self._end_at_once = False
         self._died = 0  # times in a row, soon after its start
         self._closed = False
+        threading.Thread(target=self._give_verdicts, name="mirror verdicts", daemon=True).start()
 
     # ---- at the beginning and the end
 
@@ -97,12 +105,14 @@ class MirrorKeeper:
             return self._gone()
         news = client.watch()
         try:
-            first = reported(next(news))
+            fields = next(news)
         except MirrorError:
             client.close()
             return self._gone()
+        first = reported(fields)
         with self._lock:
             self._watching = client
+            self._told = fields["number"]
         threading.Thread(target=self._watch, args=(client, news), name="mirror reports", daemon=True).start()
         return first
 
@@ -111,6 +121,7 @@ class MirrorKeeper:
         with self._lock:
             self._closed = True
             client, self._watching = self._watching, None
+        self._verdicts.put(None)
         if client is not None:
             client.close()
 
@@ -118,25 +129,27 @@ class MirrorKeeper:
 
     def start(self, role: Role, *, alone: bool, salvage: bytes | None) -> None:
         work = (role, alone, salvage)
+        with self._lock:
+            self._starting, self._end_at_once = True, False
         threading.Thread(target=self._start, args=work, name="mirror start", daemon=True).start()
 
     def stop(self) -> None:
-        self._ask("shutdown")
+        self._verdict("shutdown")
 
     def go_alone(self, based_on: Record, record: Record) -> None:
-        self._ask("go_alone", based_on=records.encode(based_on), record=records.encode(record))
+        self._verdict("go_alone", based_on=records.encode(based_on), record=records.encode(record))
 
     def fail_tap(self) -> None:
-        self._ask("fail_tap")
+        self._verdict("fail_tap")
 
     def hand_over(self) -> None:
-        self._ask("handover")
+        self._verdict("handover")
 
     def leave(self) -> None:
-        self._ask("leave")
+        self._verdict("leave")
 
     def agree(self, based_on: Record, epoch: int, *, mine_first: bool) -> None:
-        self._ask("agree", based_on=records.encode(based_on), epoch=epoch, mine_first=mine_first)
+        self._verdict("agree", based_on=records.encode(based_on), epoch=epoch, mine_first=mine_first)
 
     def status(self) -> Mapping[str, Any]:
         """For people; empty when none runs."""
@@ -153,14 +166,33 @@ class MirrorKeeper:
 
     # ---- threads
 
-    def _ask(self, command: str, **given: Any) -> None:
-        def ask() -> None:
-            try:
-                self.ask(command, **given)
-            except MirrorError as error:
-                log.warning("%s: %s: %s", self._facts.module, command, error)
+    def _verdict(self, command: str, **given: Any) -> None:
+        self._verdicts.put((command, given))
 
-        threading.Thread(target=ask, name=f"mirror {command}", daemon=True).start()
+    def _give_verdicts(self) -> None:
+        """One after the other, in their order."""
+        while (verdict := self._verdicts.get()) is not None:
+            with self._talking:
+                self._give(*verdict)
+
+    def _give(self, command: str, given: dict[str, Any]) -> None:
+        try:
+            self._least = self.ask(command, **given).get("number", 0)
+        except Refused as refusal:
+            log.warning("%s: %s: %s", self._facts.module, command, refusal)
+            self._least = refusal.report["number"]
+            self._told = self._least - 1  # heard again: what was assumed is not so
+            self._tell(refusal.report)
+        except MirrorError as error:
+            with self._lock:
+                self._end_at_once = self._starting and command == "shutdown"  # it is not up yet
+            log.info("%s: %s: %s", self._facts.module, command, error)
+
+    def _tell(self, fields: Mapping[str, Any]) -> None:
+        """A report, unless it is older than a verdict that was carried out, or than the last one."""
+        if fields["number"] > self._told and fields["number"] >= self._least:
+            self._told = fields["number"]
+            self._hear(reported(fields))
 
     def _start(self, role: Role, alone: bool, salvage: bytes | None) -> None:
         facts, began = self._facts, time.monotonic()
@@ -195,10 +227,16 @@ class MirrorKeeper:
             self._report_gone(began)
             return
         with self._lock:
+            self._starting = False
             if self._closed:
                 client.close()
                 return
             self._watching = client
+            ends = self._end_at_once
+        if ends:
+            self._verdict("shutdown")
+        with self._talking:
+            self._least = self._told = 0
         self._watch(client, client.watch(), began)
 
     def _connect(self, readable: int, began: float) -> ControlClient | None:
@@ -216,7 +254,8 @@ class MirrorKeeper:
     def _watch(self, client: ControlClient, news: Any, began: float | None = None) -> None:
         try:
             for fields in news:
-                self._hear(reported(fields))
+                with self._talking:
+                    self._tell(fields)
         except MirrorError as error:
             log.info("%s: %s", self._facts.module, error)
         except (KeyError, ValueError, RecordDamaged, RecordVersion) as error:
@@ -231,7 +270,10 @@ class MirrorKeeper:
 
     def _report_gone(self, began: float) -> None:
         self._died = 0 if time.monotonic() - began > LIVED_S else self._died + 1
-        self._hear(self._gone())
+        with self._lock:
+            self._starting = False
+        with self._talking:
+            self._hear(self._gone())
 
     def _gone(self) -> MirrorReported:
         """No process: the record as it is on disk."""
@@ -240,7 +282,7 @@ class MirrorKeeper:
         except (RecordDamaged, RecordVersion, record_io.RecordNotStored) as error:
             log.error("%s: %s", self._facts.module, error)
             record = None
-        return MirrorReported(None, record, None)
+        return MirrorReported(None, record, own_log_io.bytes_changed(self._facts.state, record))
 
     def _salvage(self, generation: bytes) -> bool:
         facts = self._facts

@@ -101,8 +101,8 @@ class VmKeeper:
         threading.Thread(target=run, name="vm order", daemon=True).start()
 
     def _start(self) -> None:
-        driver = self._make()
         try:
+            driver = self._make()
             driver.define()
             driver.start(self._facts.start_timeout_s)
             self._failed, self._problem = 0, ""
@@ -112,8 +112,9 @@ class VmKeeper:
             self._closed.wait(AGAIN_S[min(self._failed, len(AGAIN_S) - 1)])
 
     def _stop(self) -> None:
-        facts, driver = self._facts, self._make()
+        facts = self._facts
         try:
+            driver = self._make()
             if facts.normal_stop == "save":
                 driver.save(facts.stop_timeout_s)
             elif facts.normal_stop == "stop":
@@ -158,8 +159,8 @@ class VmKeeper:
 
     def _look(self) -> Vm | None:
         """None: it cannot be found out."""
-        driver = self._make()
         try:
+            driver = self._make()
             seen = driver.observe()
             if seen.state is VmState.OFF:
                 proof = driver.is_off()
