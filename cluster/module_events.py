@@ -204,7 +204,8 @@ class Salvage:
     that is whole is not written again. The target that is started next must not answer that it is inconsistent before
     the file is whole.
 
-    The mirror's half does not exist yet. A supervisor that cannot have it done must not start the target.
+    The command `salvage` does it (replication/salvage_io.py), and a target refuses to start before. A supervisor that
+    cannot have it done must not start the target.
     """
 
     generation: bytes

@@ -23,6 +23,6 @@ def main() -> int:
 
         print(f"hotpair {__version__}")
         return 0
-    mirror = "hotpair mirror source|target|protect|unprotect|restore --help"
+    mirror = "hotpair mirror source|target|protect|unprotect|restore|salvage|unsalvage --help"
     print(f"usage: {mirror}, hotpair witness|simulate --help, hotpair --version", file=sys.stderr)
     return 2

@@ -5,6 +5,8 @@
     python -m hotpair.replication protect --dir DIR
     python -m hotpair.replication unprotect --dir DIR
     python -m hotpair.replication restore --dir DIR --state DIR
+    python -m hotpair.replication salvage --dir DIR --state DIR --generation HEX
+    python -m hotpair.replication unsalvage --file FILE [--to DIR]
 
 Source and target each print ``ready`` when they are, and what happens afterwards, a line each. SIGTERM unmounts and
 ends cleanly.
@@ -18,8 +20,10 @@ import ipaddress
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+from hotpair.cluster.record import ID_BYTES
 from hotpair.replication.control import ControlServer, source_commands, target_commands
 from hotpair.replication.errors import BadConfiguration, MirrorError
 from hotpair.replication.fuse_io import mount_at
@@ -36,11 +40,13 @@ from hotpair.replication.limits import (
 from hotpair.replication.process_io import keep_running
 from hotpair.replication.protect_io import protect, unprotect
 from hotpair.replication.restore_io import Restore
+from hotpair.replication.salvage_io import Salvage
 from hotpair.replication.source_process import SourceProcess
 from hotpair.replication.source_start import SourceOptions
 from hotpair.replication.target_process import TargetProcess
 from hotpair.replication.target_start import TargetOptions
 from hotpair.replication.transport_io import TlsFiles, parse_address
+from hotpair.replication.unsalvage_io import unsalvage
 
 LAYOUT_COMMANDS = {"protect": protect, "unprotect": unprotect}
 UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -62,9 +68,18 @@ def parser() -> Parser:
     protect_command = commands.add_parser("protect", help="move the data beside DIR: nothing is there without a mirror")
     unprotect_command = commands.add_parser("unprotect", help="move the data back into DIR")
     restore_command = commands.add_parser("restore", help="put back the copy as it was before a reintegration")
-    for command in (protect_command, unprotect_command, restore_command):
+    salvage_command = commands.add_parser("salvage", help="save what a copy has that was given up after a split brain")
+    for command in (protect_command, unprotect_command, restore_command, salvage_command):
         command.add_argument("--dir", required=True, help="the module's directory")
-    restore_command.add_argument("--state", required=True, help="the state directory of this copy")
+    for command in (restore_command, salvage_command):
+        command.add_argument("--state", required=True, help="the state directory of this copy")
+    salvage_command.add_argument("--generation", required=True, metavar="HEX", help="of the copy that was given up")
+    for command in (salvage_command, target):
+        command.add_argument("--salvage-dir", metavar="DIR", help="for salvage files; the state directory by default")
+    unsalvage_command = commands.add_parser("unsalvage", help="list what is in a salvage file, or get it back")
+    unsalvage_command.add_argument("--file", required=True, help="the salvage file")
+    unsalvage_command.add_argument("--to", metavar="DIR", help="get it back into new files below DIR")
+    unsalvage_command.add_argument("--path", help="of one file in it; all by default")
     for command in (source, target):
         command.add_argument("--dir", required=True, help="the module's directory")
         command.add_argument("--state", required=True, help="where the durable record and the dirty log are kept")
@@ -78,6 +93,7 @@ def parser() -> Parser:
         command.add_argument("--no-tls", action="store_true", help="allow a connection beyond this host without TLS")
         command.add_argument("--verbose", action="store_true", help="log more")
     source.add_argument("--peer", required=True, metavar="HOST:PORT")
+    source.add_argument("--alone", action="store_true", help="go on at once, as the record says")
     source.add_argument("--alone-after", metavar="SECONDS", help="the verdict after a lost link; none by default")
     source.add_argument(
         "--fence-after", metavar="SECONDS", help="fail the mount when no verdict has come so long after a lost link"
@@ -177,6 +193,45 @@ def directory(text: str) -> bytes:
     return os.fsencode(path)
 
 
+def folder(text: str | None) -> str | None:
+    """An optional directory, absolute."""
+    return None if text is None else os.path.realpath(text)
+
+
+def generation(text: str) -> bytes:
+    """A generation in hexadecimal digits. Raises BadConfiguration."""
+    try:
+        value = bytes.fromhex(text)
+    except ValueError:
+        value = b""
+    if len(value) != ID_BYTES:
+        raise BadConfiguration(f"--generation {text}: give {2 * ID_BYTES} hexadecimal digits")
+    return value
+
+
+def restore(options: argparse.Namespace) -> Iterable[str]:
+    """The command `restore`."""
+    return Restore(directory(options.dir), os.path.realpath(options.state)).run()
+
+
+def salvage(options: argparse.Namespace) -> Iterable[str]:
+    """The command `salvage`."""
+    state, name = os.path.realpath(options.state), generation(options.generation)
+    return Salvage(directory(options.dir), state, name, folder(options.salvage_dir)).run()
+
+
+def list_salvaged(options: argparse.Namespace) -> Iterable[str]:
+    """The command `unsalvage`."""
+    return unsalvage(options.file, folder(options.to), options.path)
+
+
+OFFLINE_COMMANDS: dict[str, Callable[[argparse.Namespace], Iterable[str]]] = {
+    "restore": restore,
+    "salvage": salvage,
+    "unsalvage": list_salvaged,
+}
+
+
 def build(options: argparse.Namespace) -> tuple[SourceProcess | TargetProcess, str]:
     """The mirror process that the options describe, and its state directory. Raises MirrorError."""
     logging.basicConfig(
@@ -197,6 +252,7 @@ def build(options: argparse.Namespace) -> tuple[SourceProcess | TargetProcess, s
                 durability=durability,
                 stall_timeout_s=stall,
                 overwrite=options.overwrite,
+                salvage_folder=folder(options.salvage_dir),
                 tls=tls_files(options, host),
             ),
             say,
@@ -225,6 +281,7 @@ def build(options: argparse.Namespace) -> tuple[SourceProcess | TargetProcess, s
             silence_timeout_s=silence,
             stall_timeout_s=stall,
             tls=tls_files(options, host),
+            alone=options.alone,
         ),
         say,
     ), state
@@ -244,8 +301,8 @@ def main(arguments: list[str]) -> int:
             for line in LAYOUT_COMMANDS[options.command](options.dir):
                 say(line)
             return 0
-        if options.command == "restore":
-            for line in Restore(directory(options.dir), os.path.realpath(options.state)).run():
+        if options.command in OFFLINE_COMMANDS:
+            for line in OFFLINE_COMMANDS[options.command](options):
                 say(line)
             return 0
         process, state = build(options)
@@ -256,7 +313,7 @@ def main(arguments: list[str]) -> int:
     keep_running()
     gc.freeze()
     commands = source_commands(process) if isinstance(process, SourceProcess) else target_commands(process)
-    server = ControlServer(os.path.join(state, "control.sock"), commands)
+    server = ControlServer(os.path.join(state, "control.sock"), commands, process.reports)
     try:
         return process.run()
     finally:

@@ -164,6 +164,10 @@ class ActivityLog:
 
     # ---- leaving
 
+    def extents_named(self) -> int:
+        """How many extents the durable marks name; see FileMarks."""
+        return self._durable.extents_named()
+
     @property
     def count(self) -> int:
         """Durable marks: extents, long ranges (one each), metadata and names."""

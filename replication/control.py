@@ -1,14 +1,17 @@
 """The control socket: how a supervisor asks a mirror process and tells it the verdict.
 
 A Unix stream socket in the state directory. Requests and answers are msgpack arrays behind a 4-byte big-endian length:
-``[id, command, {arguments}]`` is answered by ``[id, "ok", {...}]`` or ``[id, "error", text]``. A thread of its own
-serves it, so that status, verdicts and stop are answered even while the loop waits for a disk that does not answer.
+``[id, command, {arguments}]`` is answered by ``[id, "ok", {...}]`` or ``[id, "error", text]``; for a refused verdict
+the present report follows the text. ``watch`` is answered again and again: with the present report, then with each new
+one, until either side closes the connection. Threads of their own serve it, so that reports, verdicts and stop are
+answered even while the loop waits for a disk that hangs.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import select
 import socket
 import struct
 import threading
@@ -17,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgpack
 
-from hotpair.replication.errors import MirrorError
+from hotpair.replication.errors import MirrorError, Refused
+from hotpair.replication.reports_io import Reports
 
 if TYPE_CHECKING:
     from hotpair.replication.source_process import SourceProcess
@@ -27,21 +31,24 @@ log = logging.getLogger("hotpair.replication")
 
 LENGTH: Final = struct.Struct(">I")
 REQUEST_LIMIT: Final = 1 << 16
+BACKLOG: Final = 64  # connections not accepted yet: more are refused, not kept waiting
+WATCH: Final = "watch"
 Command = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 class ControlServer:
     """Serves the control socket until closed."""
 
-    def __init__(self, path: str, commands: dict[str, Command]) -> None:
+    def __init__(self, path: str, commands: dict[str, Command], reports: Reports) -> None:
         self._path = path
-        self._commands = commands
+        self._commands: dict[str, Command] = {**commands, "report": self._report, WATCH: self._report}
+        self._reports = reports
         if os.path.exists(path):
             os.unlink(path)  # the state directory is locked, so that its owner is gone
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(path)
         os.chmod(path, 0o600)
-        self._listener.listen(8)
+        self._listener.listen(BACKLOG)
         threading.Thread(target=self._accept, name="control", daemon=True).start()
 
     def close(self) -> None:
@@ -75,7 +82,34 @@ class ControlServer:
                 except ValueError as error:
                     self._send(sock, [0, "error", f"not a request: {error}"])
                     return
+                if name == WATCH:
+                    self._watch(sock, number)
+                    return
                 self._send(sock, self._answer(number, name, arguments))
+
+    def _report(self, _arguments: dict[str, Any]) -> dict[str, Any]:
+        return self._reports.latest()[1]
+
+    def _watch(self, sock: socket.socket, number: int) -> None:
+        """Send each new report, until the other side closes, or says anything."""
+        told = 0
+        try:
+            with self._reports.watching() as news:
+                poll = select.poll()
+                poll.register(sock, select.POLLIN)
+                poll.register(news, select.POLLIN)
+                while True:
+                    latest, report = self._reports.latest()
+                    if latest != told:
+                        told = latest
+                        self._send(sock, [number, "ok", report])
+                    if any(fd == sock.fileno() for fd, _ in poll.poll()):
+                        return
+                    os.eventfd_read(news)
+        except MirrorError as error:
+            self._send(sock, [number, "error", str(error)])
+        except (BrokenPipeError, ConnectionResetError):
+            return  # it has closed while a report was sent
 
     def _answer(self, number: int, name: str, arguments: dict[str, Any]) -> list[Any]:
         command = self._commands.get(name)
@@ -83,6 +117,8 @@ class ControlServer:
             return [number, "error", f"no command {name!r}: there are {', '.join(sorted(self._commands))}"]
         try:
             return [number, "ok", command(arguments)]
+        except Refused as error:
+            return [number, "error", str(error), error.report]
         except (MirrorError, KeyError, TypeError, ValueError) as error:
             return [number, "error", str(error)]
 
@@ -96,8 +132,10 @@ def source_commands(process: SourceProcess) -> dict[str, Command]:
     control, verdicts = process.control, process.verdicts
     return {
         "status": lambda _: control.status(),
-        "go_alone": lambda _: control.ask(verdicts.go_alone),
-        "stop": lambda _: control.abort(),
+        "go_alone": control.go_alone,
+        "agree": control.agree,
+        "fail_tap": lambda _: control.fail_tap(),
+        "stop": lambda _: control.stop(),
         "retry": lambda _: control.ask(verdicts.retry),
         "shutdown": lambda _: control.ask(verdicts.begin_stop),
         "verify_start": lambda arguments: control.ask(lambda: verdicts.start_verify(bool(arguments.get("repair")))),
@@ -110,4 +148,8 @@ def source_commands(process: SourceProcess) -> dict[str, Command]:
 
 def target_commands(process: TargetProcess) -> dict[str, Command]:
     """What a target can be asked."""
-    return {"status": lambda _: process.status()}
+    return {
+        "status": lambda _: process.status(),
+        "leave": lambda _: process.leave(),
+        "shutdown": lambda _: process.shut_down(),
+    }

@@ -206,6 +206,17 @@ class FileMarks:
             for low, high in gaps
         )
 
+    def extents_named(self) -> int:
+        """How many extents are marked. A mark to the end of the file counts as one: its length is not known here."""
+        total = len(self.extents)
+        for first, last in self.ranges:
+            if last == TO_END_OF_FILE:
+                last = first
+            marked = range(first, last + 1)
+            smaller, larger = (self.extents, marked) if len(self.extents) < len(marked) else (marked, self.extents)
+            total += len(marked) - sum(map(larger.__contains__, smaller))
+        return total
+
     def runs(self) -> Ranges:
         """All that is marked, merged."""
         merged = merged_extents(self.extents)
@@ -229,6 +240,10 @@ class Marks:
         for identity, file in self.files.items():
             for first, last in file.runs():
                 yield identity, first, last
+
+    def extents_named(self) -> int:
+        """How many extents are marked, in all files; see FileMarks."""
+        return sum(file.extents_named() for file in self.files.values())
 
     def covers(self, identity: bytes, first: int, last: int) -> bool:
         file = self.files.get(identity)

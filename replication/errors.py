@@ -1,8 +1,18 @@
 """The operating errors of the mirror. Each text says what happened and what to do about it."""
 
+from typing import Any
+
 
 class MirrorError(Exception):
     """Base of every operating error of the mirror process."""
+
+
+class Refused(MirrorError):
+    """A verdict that makes no sense now; ``report`` says how the mirror is, its record included."""
+
+    def __init__(self, reason: str, report: dict[str, Any]) -> None:
+        super().__init__(reason)
+        self.report = report
 
 
 class BadConfiguration(MirrorError):

@@ -59,6 +59,8 @@ class Kind(IntEnum):
     PROBE = 35
     BYE = 36
     HANDOVER = 37
+    AGREE = 38
+    MAY_LEAVE = 39
     # Messages, target to source
     WELCOME = 48
     APPLIED = 49
@@ -73,7 +75,10 @@ class Kind(IntEnum):
     NAMES = 58
     HANDED_OVER = 59
     NOT_HANDED_OVER = 60
-    # Either way, before the connection ends
+    AGREED = 61
+    LEAVE = 62
+    GONE = 64
+    # Either way, before the connection ends; the same in every version, for that is how another one is refused
     REFUSED = 63
 
 
@@ -124,6 +129,9 @@ FIELDS: dict[int, tuple[str, ...]] = {
     Kind.PROBE: ("time_ns",),
     Kind.BYE: ("reason",),
     Kind.HANDOVER: ("record",),
+    # Of the arbiter: both records take it, and the target's answer says that it has
+    Kind.AGREE: ("epoch",),
+    Kind.MAY_LEAVE: (),
     Kind.WELCOME: ("version", "welcome"),
     Kind.APPLIED: ("sequence",),
     Kind.FLUSHED: ("sequence",),
@@ -139,6 +147,9 @@ FIELDS: dict[int, tuple[str, ...]] = {
     Kind.NAMES: ("sequence", "names", "position"),
     Kind.HANDED_OVER: ("record",),
     Kind.NOT_HANDED_OVER: ("reason",),
+    Kind.AGREED: ("epoch",),
+    Kind.LEAVE: (),
+    Kind.GONE: (),
     Kind.REFUSED: ("reason",),
 }
 LAST_OPERATION = 31  # kinds up to here are operations

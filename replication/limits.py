@@ -21,7 +21,7 @@ KNOWN_OBJECTS = 100_000  # above it the kernel is asked to forget what it does n
 DESCRIPTORS_SPARE = 512  # of RLIMIT_NOFILE: sockets, helpers, logs and what is being opened right now
 
 # --- Stream ---------------------------------------------------------------------------------------
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_MESSAGE = 1 << 20  # the msgpack part of a frame; a listing is cut into parts that stay below it
 MAX_PAYLOAD = MAX_WRITE
 MAX_TEXT = 1000  # characters of a reason given by the peer, which is printed, logged and shown
@@ -80,6 +80,16 @@ LOOKS = 6  # at an object that is different in another way each time
 # --- Handover -------------------------------------------------------------------------------------
 HANDOVER_TIMEOUT_S = 30.0  # for a flush of both copies in which nothing is written; the VM has been stopped
 HANDOVER_CLOSE_S = 2.0  # the server that has taken over keeps the connection so long for its answer to arrive
+FAREWELL_S = 2.0  # and one that leaves, for its last word
+
+# --- Salvage --------------------------------------------------------------------------------------
+SALVAGE_CHUNK = 1 << 20
+SALVAGE_SPARE = 64 << 20  # left free on its disk: record and dirty log may stand there, and so does the file's index
+
+# --- Control socket -------------------------------------------------------------------------------
+WATCHERS = 16  # connections that reports are sent on; a mirror has one supervisor, and each has a thread
+BYTES_CHANGED_S = 1.0  # how often it is counted how much a copy that goes on alone has changed
+BYTES_CHANGED_REST = 100  # times the duration of the last count: the next one is not before
 
 # --- Spinning -------------------------------------------------------------------------------------
 SPIN_S = 100e-6  # longer than a round trip between two servers in one rack, shorter than two wake-ups

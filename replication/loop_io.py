@@ -34,12 +34,13 @@ class Loop:
         self._epoll.modify(fd, events)
 
     def pause(self, fuse_fd: int) -> None:
-        """Take no requests for a while."""
-        if not self.paused:
+        """Take no requests for a while. After the mount was aborted there are none."""
+        if not self.paused and fuse_fd in self.handlers:
             self.paused = True
             self._epoll.modify(fuse_fd, 0)
 
     def unpause(self, fuse_fd: int) -> None:
         """Take requests again."""
         self.paused = False
-        self._epoll.modify(fuse_fd, select.EPOLLIN)
+        if fuse_fd in self.handlers:
+            self._epoll.modify(fuse_fd, select.EPOLLIN)

@@ -36,6 +36,15 @@ def boot_id() -> str:
         return file.read().strip()
 
 
+def started_at(process: int) -> int:
+    """When a process was started, in clock ticks since the boot (proc(5), stat, field 22).
+
+    Together with its number it names a process: the number alone is given to another one some day.
+    """
+    with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:
+        return int(file.read().rpartition(")")[2].split()[19])
+
+
 def keep_running() -> None:
     """Have the kernel keep this process out of the ways in which it could wait for itself: swapped out while the VM's
     swap file is on the mount, or waiting for memory that is free only when the mirror has written. Where it is not

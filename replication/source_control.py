@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
-from hotpair.replication.errors import MirrorError
+from hotpair.replication.go_alone import decoded, verdict_of
 from hotpair.replication.link_io import Delivery
+from hotpair.replication.loop_questions_io import LoopQuestions
 from hotpair.replication.modes import PRIM
+from hotpair.replication.reports_io import Reports
 from hotpair.replication.source import Source
 from hotpair.replication.source_copy import OwnCopy
 from hotpair.replication.source_session import Session
@@ -16,8 +17,6 @@ from hotpair.replication.source_standing import Standing
 from hotpair.replication.source_start import Mount
 from hotpair.replication.source_verdicts import Verdicts
 from hotpair.replication.tap_fuse import FuseTap
-
-CONTROL_TIMEOUT_S: Final = 5.0
 
 
 class SourceControl:
@@ -33,6 +32,7 @@ class SourceControl:
         session: Session,
         verdicts: Verdicts,
         standing: Standing,
+        reports: Reports,
     ) -> None:
         self._delivery = delivery
         self._copy = own_copy
@@ -42,32 +42,33 @@ class SourceControl:
         self._session = session
         self._verdicts = verdicts
         self._standing = standing
+        self._reports = reports
+        self._questions = LoopQuestions(delivery, reports)
+        self.ask: Callable[[Callable[[], None]], dict[str, Any]] = self._questions.ask
 
-    def ask(self, act: Callable[[], None]) -> dict[str, Any]:
-        """Have the loop do something. Raises MirrorError when it refuses or does not answer."""
-        answered = threading.Event()
-        refusal: list[MirrorError] = []
+    def go_alone(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The verdict `go alone`, answered when the record is durable and writes are released."""
+        verdict = verdict_of(arguments)
+        return self._questions.ask_later(lambda done: self._verdicts.go_alone(verdict, done))
 
-        def do() -> None:
-            try:
-                act()
-            except MirrorError as error:
-                refusal.append(error)
-            finally:
-                answered.set()
+    def agree(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Have both records take an epoch. Answered when that is under way; the report says when it has ended."""
+        based_on, epoch = decoded("based_on", arguments["based_on"]), arguments["epoch"]
+        mine_first = arguments["mine_first"] is True
+        return self.ask(lambda: self._verdicts.agree(based_on, epoch, mine_first))
 
-        self._delivery.put(do)
-        if not answered.wait(CONTROL_TIMEOUT_S):
-            raise MirrorError(f"the mirror has not answered for {CONTROL_TIMEOUT_S:g} s: its disk does not answer")
-        if refusal:
-            raise refusal[0]
-        return {}
-
-    def abort(self) -> dict[str, Any]:
-        """The verdict `stop`. The tap is failed from this thread, which needs neither the loop nor the disk."""
+    def fail_tap(self) -> dict[str, Any]:
+        """Nothing is acknowledged any more. The tap is failed from this thread, which needs neither loop nor disk."""
+        self._standing.failed = True
         self._mount.abort()
-        self._delivery.put(self._verdicts.stop)
-        return {}
+        self._delivery.put(self._verdicts.fail_tap)
+        return {"number": self._reports.publish()}
+
+    def stop(self) -> dict[str, Any]:
+        """The verdict `stop`: the tap is failed, then the process ends."""
+        answer = self.fail_tap()
+        self._delivery.put(self._verdicts.begin_stop)
+        return answer
 
     def status(self) -> dict[str, Any]:
         """What this mirror is doing. Reads what the loop keeps, so that it answers while the loop waits."""

@@ -62,6 +62,11 @@ class OwnCopy:
             )
         if record is not None and record.outdated:
             raise BadConfiguration("this copy is outdated: the other server has newer data; it can only be a target")
+        if record is not None and self._options.alone and not record.solo:
+            raise BadConfiguration(
+                "--alone: by its record this copy does not go on alone, the other server may have newer data: start it "
+                "without --alone, so that it meets that one first"
+            )
         return record
 
     def _first_record(self) -> Record:
@@ -110,9 +115,9 @@ class OwnCopy:
         record_io.store(self._record_path, record)
         self.record = record
 
-    def go_solo(self, marks: MarkCommits) -> None:
-        """A new generation, solo, durable: the log first, then the record."""
-        alone = records.go_alone(self.record, new_identity(), boot=self.boot)
+    def go_solo(self, marks: MarkCommits, given: Record | None = None) -> None:
+        """A new generation, solo, durable: the log first, then the record, which may be given by a verdict."""
+        alone = given if given is not None else records.go_alone(self.record, new_identity(), boot=self.boot)
         if alone.generation != self.record.generation:
             marks.stage(dirty_log.generation(alone.generation))
             marks.commit_now()

@@ -28,9 +28,11 @@ from hotpair.replication.link_io import Connector, Delivery
 from hotpair.replication.loop_io import Loop
 from hotpair.replication.modes import PRIM
 from hotpair.replication.process_io import descriptor_limit, lock_state
+from hotpair.replication.reports_io import Reports
 from hotpair.replication.source import Source
 from hotpair.replication.source_control import SourceControl
 from hotpair.replication.source_copy import OwnCopy
+from hotpair.replication.source_report import SourceReport
 from hotpair.replication.source_session import UNANSWERED, Phase, Session
 from hotpair.replication.source_standing import Standing
 from hotpair.replication.source_start import Mount, SourceOptions
@@ -69,6 +71,7 @@ class SourceProcess:
         self._loop = Loop()
         self._spinner = Spinner(SPIN_S)
         self._standing = Standing(self.source, say)
+        self._starts_alone = options.alone
         self._ticked_at = 0.0
         self._exit_code = 0
         self._evicting = False
@@ -101,8 +104,11 @@ class SourceProcess:
         self.verdicts = session.verdicts = Verdicts(
             options, own_copy, source, tap, self._helper, session, self._stop, self._mount, standing
         )
+        self._report = SourceReport(own_copy, source, session, self.verdicts, standing)
+        self.reports = Reports(self._report.compose, self._delivery.put)
+        standing.changed = self.reports.changed
         self.control = SourceControl(
-            self._delivery, own_copy, source, self._mount, tap, session, self.verdicts, standing
+            self._delivery, own_copy, source, self._mount, tap, session, self.verdicts, standing, self.reports
         )
 
     # --- the loop -----------------------------------------------------------------------------------------------------
@@ -116,6 +122,8 @@ class SourceProcess:
         self._loop.watch(self._flushes.fileno(), self._flushes.completed)
         self._loop.watch(self._helper.fileno(), self._helped)
         self._loop.watch(self.tap.files.cold_reads.fileno(), self.tap.files.cold_reads.completed)
+        if self._starts_alone:
+            self.verdicts.alone_now()
         self._session.connect(time.monotonic())
         if self._mount.adopted:
             self._standing.say("adopted the mount")
@@ -173,10 +181,11 @@ class SourceProcess:
         except OSError as error:
             if error.errno != errno.ENODEV:
                 raise
-            self._standing.say("unmounted")
             self._loop.unwatch(self._mount.fuse_fd)
             self._mount.mounted = False
-            self.verdicts.begin_stop()
+            if not self._standing.failed:  # else it is we who have aborted it, and a verdict says when to end
+                self._standing.say("unmounted")
+                self.verdicts.begin_stop()
 
     def _helped(self) -> None:
         for answer in self._helper.answers():
@@ -206,7 +215,7 @@ class SourceProcess:
         for item in self._delivery.take():
             if callable(item):
                 item()
-            elif self._session.connection is not None or self._standing.stopping:
+            elif self._session.connection is not None or self._standing.stopping or self._standing.failed:
                 item.close()
             else:
                 self._session.connected(item)
@@ -232,6 +241,8 @@ class SourceProcess:
             source.marks.when_idle(self._copy.compact)
         self._evict()
         self._pruner.step()
+        self._report.tick(now)
+        self.reports.publish()
         if self._standing.stopping:
             self._stop.step()
 

@@ -154,6 +154,7 @@ class Session:
         self._hello_at = time.monotonic()
         self._patience.connected(self._hello_at)
         self._source.send()
+        self._standing.changed()
 
     def _receive(self) -> None:
         connection = self.connection
@@ -182,6 +183,8 @@ class Session:
                 if kind in SENT_BEFORE and fields[1] > self._source.sequence:
                     raise ProtocolError(f"the peer sent {Kind(kind).name} for what was not sent")
                 self._understand(fields)
+                if self.connection is not connection:
+                    return  # it was the last word of a target that has gone, or has failed
             elif self.phase >= FILLING:  # before, it answers a probe, and says nothing of an earlier session
                 if fields[1] > self._source.sequence:
                     raise ProtocolError("the peer acknowledged what was not sent")
@@ -203,7 +206,8 @@ class Session:
     def tick(self, now: float) -> None:
         """Connect again when it is time, or look whether the target is there."""
         if self.connection is None:
-            if not self._standing.stopping and not self._give_up and now >= self._reconnect_at:
+            wanted = not self._standing.stopping and not self._standing.failed and not self._give_up
+            if wanted and now >= self._reconnect_at:
                 self.connect(now)
         else:
             self._probe(now, self.connection)
@@ -251,13 +255,23 @@ class Session:
             self._source.reintegration.close()
         self._source.link_lost()
         self._standing.state_changed(before)
-        self.verdicts.handover_interrupted(reason)
+        self.verdicts.link_lost(reason)
 
     @property
     def sent_bytes(self) -> int:
         """Over all connections."""
         connection = self.connection
         return self._sent_before + (connection.sent if connection is not None else 0)
+
+    @property
+    def linked(self) -> bool:
+        """Whether there is a connection on which the target has answered the hello."""
+        return self.connection is not None and self.phase is not Phase.GREETING
+
+    @property
+    def can_resume(self) -> bool:
+        """Whether the target could go on in the session in which this copy is, or was, in sync with it."""
+        return self._identity is not None
 
     def give_up_session(self) -> None:
         """From here on this copy goes its own way: the target cannot resume."""
@@ -311,6 +325,12 @@ class Session:
                 self.verdicts.handed_over(fields[1])
             case Kind.NOT_HANDED_OVER if self.verdicts.handover is not None and self.verdicts.handover.asked:
                 self.verdicts.not_handed_over(f"the peer does not take over: {frames.text(fields[1])}")
+            case Kind.AGREED:
+                self.verdicts.agreement.agreed(fields[1])
+            case Kind.LEAVE:
+                self.verdicts.leave.asked()
+            case Kind.GONE:
+                self.verdicts.leave.gone()
             case Kind.TAKEN:
                 self._synchronised()
             case Kind.BUSY:
@@ -364,6 +384,7 @@ class Session:
         meeting = self._meet(theirs, welcome["boot"])
         if meeting.source is not Side.ME:
             raise LinkLost(f"not reintegrated: {meeting.reason}")
+        self._standing.changed()
         marks = decode_marks(welcome["marks"] or [])  # before anything is done: the log may be busy for a moment
         self._compared |= frozenset(identities(welcome.get("changed", [])))
         unknown = welcome["marks"] is None or (welcome["marks"] and welcome["extent_shift"] != self._source.shift)
@@ -472,3 +493,4 @@ class Session:
         self._copy.activity.thaw()
         self._standing.say("in sync")
         self._standing.now_ready()
+        self._standing.changed()

@@ -16,6 +16,8 @@ class Standing:
         self.in_sync = False
         self.reason = "no connection to the peer yet"
         self.stopping = False
+        self.failed = False  # the tap: nothing is acknowledged any more, whatever the loop has got to do yet
+        self.changed: Callable[[], None] = _nobody_watches  # what is reported may be another now
         self._source = source
         self._ready = False
 
@@ -29,3 +31,8 @@ class Standing:
         """Say the mode, if it was another one before."""
         if before is not self._source.mode:
             self.say(f"state {self._source.mode.value}")
+        self.changed()
+
+
+def _nobody_watches() -> None:
+    """Until the reports are there."""

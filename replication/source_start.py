@@ -31,6 +31,7 @@ class SourceOptions:
     silence_timeout_s: float = SILENCE_TIMEOUT_S
     stall_timeout_s: float = STALL_TIMEOUT_S
     tls: TlsFiles | None = None
+    alone: bool = False  # the record is solo: writes go on at once, without the peer
 
 
 class Mount:

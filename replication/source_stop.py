@@ -55,13 +55,17 @@ class CleanStop:
         self.clean = True  # nothing has failed: what is on the disk then is what the mirror left there
 
     def begin(self, now: float) -> None:
-        """From here on no verdict is carried out and no connection is made any more."""
-        self._standing.stopping = True
-        self._stop_at = now + 30.0
+        """From here on no verdict is carried out and no connection is made any more. Its time limit counts once."""
+        if not self._standing.stopping:
+            self._standing.stopping = True
+            self._stop_at = now + 30.0
+            self._standing.changed()
 
     def step(self) -> None:
         """A clean stop: unmount, let what is outstanding finish, flush both copies, forget the marks."""
         source = self._source
+        if self._standing.failed:
+            self._mount.mounted = False  # nobody can use it: it is taken away at the end, from whoever holds it
         if self._mount.mounted:
             try:
                 linux_io.umount2(self._mount.directory, 0)

@@ -7,6 +7,7 @@ the wait for one that has died.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from hotpair.cluster import record as records
@@ -14,12 +15,15 @@ from hotpair.cluster.record import Record
 from hotpair.replication import dirty_log
 from hotpair.replication.errors import MirrorError, ProtocolError
 from hotpair.replication.frames import Kind
+from hotpair.replication.go_alone import GoAlone, objection
 from hotpair.replication.handover import Handover
 from hotpair.replication.helper_io import Helper
 from hotpair.replication.limits import REINTEGRATION_FLOOR
 from hotpair.replication.modes import FROZEN, PRIM
 from hotpair.replication.source import Source
+from hotpair.replication.source_agreement import Agreement
 from hotpair.replication.source_copy import OwnCopy
+from hotpair.replication.source_leave import Leave
 from hotpair.replication.source_session import Session
 from hotpair.replication.source_standing import Standing
 from hotpair.replication.source_start import Mount, SourceOptions
@@ -55,6 +59,8 @@ class Verdicts:
         self._clean_stop = clean_stop
         self._standing = standing
         self._frozen_since = self._heard_until = time.monotonic()
+        self.agreement = Agreement(own_copy, source, standing)
+        self.leave = Leave(own_copy, source, session, standing, lambda: self.handover is not None, self.alone_now)
         self.handover: Handover | None = None
         self.verification: Verification | None = None  # the last one, running or ended
         self.ceiling = 0  # bytes per second of reintegration and verify, 0: none
@@ -62,22 +68,46 @@ class Verdicts:
 
     # --- alone, or not at all -----------------------------------------------------------------------------------------
 
-    def go_alone(self) -> None:
-        """The verdict `go alone`. Raises MirrorError when it makes no sense now."""
-        if self._source.mode is not FROZEN:
-            raise MirrorError(f"the mirror is {self._source.mode.value}, not FROZEN: nothing waits for a verdict")
-        if self.handover is not None and self._session.connection is not None:
-            raise MirrorError("the peer has been asked to take over and may do so now: wait for its answer")
-        self._source.marks.when_idle(self.alone_now)
+    def go_alone(self, verdict: GoAlone | None, done: Callable[[MirrorError | None], None]) -> None:
+        """The verdict `go alone`: a supervisor's, or a person's (None), who does not know the record.
 
-    def alone_now(self) -> None:
-        """Go on alone, if it is still frozen. The dirty log is idle."""
+        Raises MirrorError when it makes no sense now; ``done`` is called when it is carried out, or with the error
+        that it makes none by then.
+        """
+        self._check_go_alone(verdict)
+        self._source.marks.when_idle(lambda: self._carry_out(verdict, done))
+
+    def _check_go_alone(self, verdict: GoAlone | None) -> None:
+        if self._source.mode is not FROZEN or self._standing.failed or self._standing.stopping:
+            raise MirrorError(f"the mirror is {self._source.mode.value}, not FROZEN: nothing waits for a verdict")
+        if verdict is None:
+            if self.handover is not None and self._session.connection is not None:
+                raise MirrorError("the peer has been asked to take over and may do so now: wait for its answer")
+            return
+        if self._session.linked:
+            raise MirrorError("there is a connection to the peer's mirror: what was granted without one does not count")
+        reason = objection(self._copy.record, verdict)
+        if reason is not None:
+            raise MirrorError(reason)
+
+    def _carry_out(self, verdict: GoAlone | None, done: Callable[[MirrorError | None], None]) -> None:
+        """The dirty log is idle by now; meanwhile much may have happened."""
+        try:
+            self._check_go_alone(verdict)
+        except MirrorError as error:
+            done(error)
+            return
+        self.alone_now(verdict.record if verdict is not None else None)
+        done(None)
+
+    def alone_now(self, record: Record | None = None) -> None:
+        """Go on alone, if it is still frozen, with this record or one of our own. The dirty log is idle."""
         if self._source.mode is not FROZEN:
             return
         self.end_handover()
         self._session.give_up_session()
         self._copy.activity.freeze()
-        self._copy.go_solo(self._source.marks)
+        self._copy.go_solo(self._source.marks, record)
         self._source.go_alone()
         self._standing.state_changed(FROZEN)
         self._standing.now_ready()
@@ -101,16 +131,25 @@ class Verdicts:
         """No verdict has come in time: the peer may be about to start the VM. What the VM waits for fails."""
         self._standing.reason = f"fenced: frozen, and nothing heard of the peer for {after_s:g} s, without a verdict"
         self._standing.say(self._standing.reason)
+        self._standing.failed = True
         self._mount.abort()
-        self.stop()
+        self.fail_tap()
 
     def _frozen_long(self, now: float, after_s: float) -> bool:
         return now - self._frozen_since >= after_s and not self._session.greeting(now)
 
-    def stop(self) -> None:
-        """The verdict `stop`: all held requests fail, then the process ends."""
+    def fail_tap(self) -> None:
+        """The mount has been aborted: what waits in here fails as well, and no connection is made any more.
+
+        The process stays, and is reported as failed, until it is told to end.
+        """
+        before = self._source.mode
+        self.end_verify("stopped: the tap was failed")
+        self.end_handover()
         self._source.stop()
-        self.begin_stop()
+        self._session.give_up_session()
+        self._session.link_lost("the tap was failed")
+        self._standing.state_changed(before)
 
     def begin_stop(self) -> None:
         """End cleanly, as on SIGTERM."""
@@ -193,8 +232,21 @@ class Verdicts:
             self.handover.ended = True
             self.handover = None
 
-    def handover_interrupted(self, reason: str) -> None:
-        """The link was lost."""
+    # --- the link -----------------------------------------------------------------------------------------------------
+
+    def link_lost(self, reason: str) -> None:
+        """What was begun in this connection has ended, except a question whose answer may be on its way."""
+        self.agreement.end()
+        self.leave.end()
+        self._handover_interrupted(reason)
+
+    def agree(self, based_on: Record, epoch: int, mine_first: bool) -> None:
+        """Have both records take the arbiter's epoch. Raises MirrorError when that makes no sense now."""
+        if self.handover is not None:
+            raise MirrorError("the peer is being asked to take over")
+        self.agreement.begin(based_on, epoch, mine_first)
+
+    def _handover_interrupted(self, reason: str) -> None:
         handover = self.handover
         if handover is None or self._standing.stopping:
             return

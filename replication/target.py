@@ -134,6 +134,14 @@ class Target:
         self._start = self._end = 0
         self._missing = RECEIVE_BUFFER
 
+    def release(self) -> tuple[Connection, deque[memoryview]]:
+        """Nothing more of this connection is applied; it, and what is still to be said in it."""
+        connection, out = self.connection, self.out
+        assert connection is not None
+        self.connection, self.out = None, deque()
+        self.detach()
+        return connection, out
+
     def receive(self) -> None:
         """Apply what has arrived, then acknowledge it. Raises LinkLost, ProtocolError, TargetFailed."""
         connection = self.connection

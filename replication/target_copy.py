@@ -13,15 +13,18 @@ from typing import Any
 from hotpair.cluster import record as records
 from hotpair.cluster import record_io
 from hotpair.cluster.record import Record
-from hotpair.replication import clean_stop_io, dirty_log, keeper_io, layout_io, linux_io
+from hotpair.replication import clean_stop_io, keeper_io, layout_io, linux_io
 from hotpair.replication.copy_identity_io import claim_copy
-from hotpair.replication.dirty_log import DirtyLogUnusable
-from hotpair.replication.dirty_log_io import DirtyLog
 from hotpair.replication.errors import BadConfiguration
 from hotpair.replication.marks_message import encode_marks
 from hotpair.replication.objects_io import ensure_identity, largest_file, write_identity
+from hotpair.replication.own_log_io import NAME as LOG_NAME
+from hotpair.replication.own_log_io import bytes_changed, read_own_log
 from hotpair.replication.process_io import boot_id
+from hotpair.replication.salvage import is_given_up
+from hotpair.replication.salvage_io import path_of
 from hotpair.replication.target_start import TargetOptions
+from hotpair.replication.unsalvage_io import is_whole
 
 log = logging.getLogger("hotpair.replication")
 
@@ -33,21 +36,35 @@ class TargetCopy:
         self._options = options
         self._record_path = os.path.join(options.state, "record")
         self.record = self._load_record()
+        self._check_salvaged()
         keeper_io.take_away(options.state, options.directory)  # of a source that was killed here
         self.root_fd = layout_io.open_data(options.directory, self.record.root if self.record is not None else None)
         self.identity = claim_copy(self.root_fd, options.directory, self.record)
         self.record = replace(self.record, copy=self.identity) if self.record is not None else None
         self.changed = clean_stop_io.changed_since(options.state, self.root_fd, self.identity)  # None: unknown
         self.root_identity = ensure_identity(self.root_fd)
-        self._log_path = os.path.join(options.state, "dirty-log")
+        self._log_path = os.path.join(options.state, LOG_NAME)
         self.largest_file = largest_file(self.root_fd)
         self.boot = boot_id()
+        self.bytes_changed = bytes_changed(options.state, self.record)
 
     def _load_record(self) -> Record | None:
         try:
             return record_io.load(self._record_path)
         except (records.RecordDamaged, records.RecordVersion) as error:
             raise BadConfiguration(str(error)) from error
+
+    def _check_salvaged(self) -> None:
+        """What a copy that lost a split brain has of its own is overwritten by what this process does."""
+        record, folder = self.record, self._options.salvage_folder
+        if record is None or not is_given_up(record):
+            return
+        path = path_of(folder if folder is not None else self._options.state, record.generation)
+        if not is_whole(path, record.generation):
+            raise BadConfiguration(
+                f"this copy was given up after a split brain, and what it has of its own is not saved in {path} yet: "
+                f"run `salvage` with --generation {record.generation.hex()} before"
+            )
 
     @property
     def inconsistent(self) -> bool:
@@ -62,21 +79,13 @@ class TargetCopy:
     def own_marks(self) -> tuple[list[Any] | None, int]:
         """What this copy may have that the source's has not, from our own dirty log, and its extent shift.
 
-        None: everything. A copy that was only ever a target has no log, and nothing of its own.
+        None: everything. Of a copy that is half copied the source knows already; one that was given up after a split
+        brain tells its own: all that it has changed is overwritten.
         """
-        if self.record is None or self.record.inconsistent:
+        if self.record is None or (self.record.inconsistent and not is_given_up(self.record)):
             return [], 0
-        if not os.path.exists(self._log_path):
-            return ([] if self.record.last_role == "SECOND" else None), 0
-        try:
-            with open(self._log_path, "rb") as file:
-                shift = dirty_log.decode_header(file.read(dirty_log.HEADER_BYTES)).extent_shift
-            opened, recovered = DirtyLog.open(self._log_path, self.record, extent_shift=shift)
-        except DirtyLogUnusable as error:
-            log.warning("%s", error)
-            return None, 0
-        opened.close()
-        return (None if recovered.everything else encode_marks(recovered.marks)), shift
+        marks, shift = read_own_log(self._options.state, self.record)
+        return (None if marks is None else encode_marks(marks)), shift
 
     # --- what becomes of it ---------------------------------------------------------------------------------------
 
@@ -103,6 +112,7 @@ class TargetCopy:
         else:
             self.store(records.begin_reintegration_as_target(self.record, generation))
         self._remove_log()
+        self.bytes_changed = None
         clean_stop_io.remove_table(self._options.state)  # the source has noted what it told
         self.changed = set()
 
@@ -112,6 +122,15 @@ class TargetCopy:
         taken = records.take_over(record, theirs, boot=self.boot)
         self.store(taken)
         return taken
+
+    def leave(self) -> None:
+        """The source goes on alone from here: outdated, durably, with all that it acknowledged here [R11].
+
+        Raises OSError: the copy could not be flushed, and stays as it is.
+        """
+        assert self.record is not None
+        linux_io.syncfs(self.root_fd)
+        self.store(records.mark_outdated(self.record))
 
     def become_outdated(self) -> bool:
         """Have it on record that the source has what this copy has not. Whether it is; not of an inconsistent copy."""

@@ -11,13 +11,17 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from hotpair.replication import report
 from hotpair.replication.errors import LinkLost, ProtocolError, TargetFailed
 from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.limits import DESCRIPTORS_SPARE, SPIN_S
 from hotpair.replication.link_io import Acceptor, Delivery
 from hotpair.replication.listing import Listing
 from hotpair.replication.loop_io import Loop
+from hotpair.replication.loop_questions_io import LoopQuestions
 from hotpair.replication.process_io import descriptor_limit, lock_state
+from hotpair.replication.report import Report
+from hotpair.replication.reports_io import Reports
 from hotpair.replication.snapshot_io import Snapshots
 from hotpair.replication.spin import Spinner
 from hotpair.replication.target import Target
@@ -50,6 +54,9 @@ class TargetProcess:
             options, self._copy, self.target, self._snapshots, self._delivery, self._loop, say, self._stop
         )
         self._ended = False
+        self.reports = Reports(self._compose, self._delivery.put)
+        self._session.changed = self.reports.changed
+        self._questions = LoopQuestions(self._delivery, self.reports)
         self._copy.show()
 
     def run(self) -> int:
@@ -81,6 +88,7 @@ class TargetProcess:
             if now - ticked_at >= TICK_S:
                 ticked_at = now
                 session.tick(now)
+                self.reports.publish()
         return 0
 
     def _signalled(self, _signal: int, _frame: object) -> None:
@@ -111,10 +119,31 @@ class TargetProcess:
             "objects": len(self.target.objects),
         }
 
+    def leave(self) -> dict[str, Any]:
+        """Say in the stream that this copy goes. For any thread; raises MirrorError when it is not in sync."""
+        return self._questions.ask(self._session.leave)
+
+    def shut_down(self) -> dict[str, Any]:
+        """End cleanly, as on SIGTERM. For any thread; that it has ended is seen when the connection does."""
+        self._delivery.put(self._stop)
+        return {}
+
+    def _compose(self) -> Report:
+        session = self._session
+        return report.of_target(
+            ending=self._ended or session.ends,
+            linked=self.target.connection is not None,
+            session=session.identity is not None,
+            begun=session.begun,
+            record=self._copy.record,
+            bytes_changed=self._copy.bytes_changed,
+        )
+
     def _stop(self) -> None:
         if self._ended:
             return
         self._ended = True
+        self.reports.publish()
         self._acceptor.close()
         self._session.drop_connection()
         self._copy.close()

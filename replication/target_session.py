@@ -18,7 +18,7 @@ from typing import Any
 
 from hotpair.cluster import record as records
 from hotpair.replication import frames, linux_io
-from hotpair.replication.errors import LinkLost, ProtocolError, TargetFailed
+from hotpair.replication.errors import LinkLost, MirrorError, ProtocolError, TargetFailed
 from hotpair.replication.frames import Kind
 from hotpair.replication.limits import (
     BUSY_INTERVAL_S,
@@ -35,6 +35,7 @@ from hotpair.replication.objects_io import IDENTITY_SIZE, new_identity
 from hotpair.replication.snapshot_io import Snapshots
 from hotpair.replication.target import Target
 from hotpair.replication.target_copy import TargetCopy
+from hotpair.replication.target_farewell import Farewell
 from hotpair.replication.target_greeting import is_alone, objection, record_of_peer
 from hotpair.replication.target_start import TargetOptions
 from hotpair.replication.transport_io import Connection
@@ -67,7 +68,7 @@ class TargetSession:
         self._instance = new_identity()
         self._watched = select.EPOLLIN  # what is waited for on the connection
         self.identity: bytes | None = None  # of the session in which this copy is in sync
-        self._begun = False  # a reintegration, on the present connection
+        self.begun = False  # a reintegration, on the present connection
         self._source_is_alone = False  # it goes on while this copy is prepared; otherwise the VM's writes wait
         self._offered: bytes | None = None  # the session that the present connection would begin
         self._offered_root = b""  # the identity of its root directory
@@ -75,7 +76,10 @@ class TargetSession:
         self._said_busy_at = 0.0
         self._heard_at = time.monotonic()
         self.taken_over_at: float | None = None  # this server is the source from now on; another process will be it
+        self._asked_to_leave = False  # on the present connection
+        self._farewell: Farewell | None = None
         self.reason = "no source yet"
+        self.changed: Callable[[], None]  # what is reported may be another now
         target.on_message = self._message
         target.on_failure = self._failed
         target.on_flush_all = self._flush_all
@@ -107,6 +111,9 @@ class TargetSession:
         """Say that we are busy when it is time, and look whether the source is there."""
         target = self._target
         self._snapshots.tick(now)
+        if self._farewell is not None:
+            self._farewell.tick(now)
+            return
         if self.taken_over_at is not None and now - self.taken_over_at > HANDOVER_CLOSE_S:
             self._stop()
             return
@@ -126,8 +133,11 @@ class TargetSession:
 
     def greeted(self, connection: Connection, hello: dict[str, Any]) -> None:
         """A peer has said hello: admit it, or refuse it with the reason. The old session ends first, all of it."""
+        reason: str | None
         if self.taken_over_at is not None:
-            reason: str | None = "this server has taken over: it is the source from now on"
+            reason = "this server has taken over: it is the source from now on"
+        elif self._farewell is not None:
+            reason = "this server's mirror stops"
         else:
             reason = objection(hello, self._options, self._copy)
         if reason is not None:
@@ -145,11 +155,12 @@ class TargetSession:
             self._target.listing.close()
             self._target.listing = Listing(self._target)
         self._target.attach(connection, fresh=not resume)
-        self._begun = False
+        self.begun = self._asked_to_leave = False
         self._source_is_alone = is_alone(hello.get("record"))
         self._watched = select.EPOLLIN
         self._heard_at = time.monotonic()
         self._loop.watch(connection.fileno(), self._receive)
+        self.changed()
         marks, shift = self._copy.own_marks()
         welcome = {
             "instance": self._instance,
@@ -181,6 +192,7 @@ class TargetSession:
         if connection is not None:
             self._loop.unwatch(connection.fileno())
             self._target.detach()
+            self.changed()
 
     def link_lost(self, error: Exception) -> None:
         """Go on without this connection, if there is one; after a handover there is nothing to go on with."""
@@ -216,6 +228,10 @@ class TargetSession:
                 self._take_sync(fields[1])
             case Kind.HANDOVER:
                 self._take_over(fields[1])
+            case Kind.AGREE:
+                self._agree(fields[1])
+            case Kind.MAY_LEAVE:
+                self._go()
             case Kind.BYE:
                 self._say(f"the source has stopped: {frames.text(fields[1])}")
             case Kind.REFUSED:
@@ -227,7 +243,7 @@ class TargetSession:
         """A reintegration begins: what this copy is may be kept before it is given up."""
         if type(generation) is not bytes or len(generation) != IDENTITY_SIZE or generation == bytes(IDENTITY_SIZE):
             raise ProtocolError("the peer's generation is none")
-        begun = self._begun or self._snapshots.working
+        begun = self.begun or self._snapshots.working
         if begun or self.identity is not None or self.taken_over_at is not None:
             raise ProtocolError("the peer began a reintegration a second time")
         if self._copy.record is None:
@@ -242,14 +258,15 @@ class TargetSession:
             self._copy.adopt_root(self._offered_root)
             self._target.adopt_root(self._offered_root)
         self._copy.give_up(generation)
-        self._begun = True
+        self.begun = True
         self._target.admits_operations = True
+        self.changed()
         self._say("state REINTEGRATING")
         self._target.say(Kind.INCONSISTENT, generation)
         self._target.send()
 
     def _take_sync(self, encoded: object) -> None:
-        if self._copy.record is None or not self._copy.record.inconsistent or not self._begun:
+        if self._copy.record is None or not self._copy.record.inconsistent or not self.begun:
             raise ProtocolError("the peer offered sync without a reintegration")
         theirs = record_of_peer(encoded)
         if theirs.root != self._copy.record.root:
@@ -265,6 +282,7 @@ class TargetSession:
         self.identity = self._offered
         self.reason = ""
         self._say("state SECOND")
+        self.changed()
         self._target.say(Kind.TAKEN, encoded)
         self._snapshots.drop()
 
@@ -282,7 +300,62 @@ class TargetSession:
         self._target.admits_operations = False
         self.taken_over_at = time.monotonic()
         self.reason = "this server has taken over"
+        self.changed()
         self._target.say(Kind.HANDED_OVER, records.encode(taken))
+
+    def _agree(self, epoch: object) -> None:
+        """The arbiter's epoch, into the record of a copy that is in sync. Durable before it is answered."""
+        record = self._copy.record
+        if record is None or self.identity is None or not record.in_sync or record.outdated:
+            raise ProtocolError("the peer has this copy agree on an epoch, and it is not in sync")
+        if type(epoch) is not int or epoch < 0:
+            raise ProtocolError(f"the peer's epoch is {epoch!r}")
+        self._copy.store(records.agree_on_epoch(record, epoch))
+        self.changed()
+        self._target.say(Kind.AGREED, epoch)
+
+    # --- leaving --------------------------------------------------------------------------------------------------
+
+    @property
+    def ends(self) -> bool:
+        """Whether all is said: this process is about to end."""
+        return self.taken_over_at is not None or self._farewell is not None
+
+    def leave(self) -> None:
+        """Say to the source that this copy is to stop. Raises MirrorError when it is not in sync with one.
+
+        Until the source has acknowledged it, nothing changes: who is told to stop before that stops in sync.
+        """
+        record = self._copy.record
+        if self.identity is None or self._target.connection is None or record is None or not record.in_sync:
+            raise MirrorError("this copy is not in sync with a source: it can only be told to end")
+        if not self._asked_to_leave:
+            self._asked_to_leave = True
+            self._target.say(Kind.LEAVE)
+            try:
+                self._target.send()
+            except LinkLost as error:
+                self.link_lost(error)
+                raise
+
+    def _go(self) -> None:
+        """The source has flushed both copies, and goes on alone when it hears that this one is outdated.
+
+        What came since then is flushed here, in the loop: nothing more is applied anyway.
+        """
+        if not self._asked_to_leave:
+            raise ProtocolError("the peer lets this copy go, and it has not asked to")
+        try:
+            self._copy.leave()
+        except OSError as error:
+            self._failed(self._target.applied, error)
+            raise TargetFailed(f"flushing before leaving: {error.strerror}") from error
+        self.identity = None
+        self.reason = "this server's mirror has left: the source goes on alone"
+        self._say("left")
+        self._target.say(Kind.GONE)
+        self._farewell = Farewell(*self._target.release(), self._loop, self._stop)
+        self.changed()
 
     def _failed(self, sequence: int, error: OSError) -> None:
         """An operation failed. Say so only when it is on record that this copy is outdated, or say that it is not."""

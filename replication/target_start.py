@@ -18,4 +18,5 @@ class TargetOptions:
     durability: str
     stall_timeout_s: float = STALL_TIMEOUT_S
     overwrite: bool = False
+    salvage_folder: str | None = None  # where salvage files are; None: in the state directory
     tls: TlsFiles | None = None

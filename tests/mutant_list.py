@@ -23,6 +23,9 @@ SNAPSHOT = "tests/test_snapshot.py::"
 PACE = "tests/test_pace.py::"
 COPIES_TESTS, CLEAN_STOP = "tests/test_copies.py::", "tests/test_clean_stop.py::"
 
+TOLD, AGREE_AND_LEAVE = "tests/test_verdicts.py::", "tests/test_agree_and_leave.py::"
+SALVAGE = "tests/test_salvage.py::"
+
 SOURCE, SOURCE_PROCESS = "replication/source.py", "replication/source_process.py"
 FLUSHES, COMMITS = "replication/source_flushes.py", "replication/source_marks.py"
 OWN_COPY, SESSION = "replication/source_copy.py", "replication/source_session.py"
@@ -46,6 +49,8 @@ SNAPSHOT_HELPER, CLONE, RESTORE = (
     "replication/restore_io.py",
 )
 TABLE, TABLE_IO = "replication/clean_stop.py", "replication/clean_stop_io.py"
+GO_ALONE, SALVAGED = "replication/go_alone.py", "replication/salvage.py"
+AGREEMENT, LEAVE = "replication/source_agreement.py", "replication/source_leave.py"
 OBJECTS, FRAMES, DURABLE = "replication/objects_io.py", "replication/frames.py", "cluster/record.py"
 
 
@@ -760,7 +765,7 @@ DECISIONS = (
         "A target that did not begin a reintegration takes the offer of sync.",
         (
             TARGET_SESSION,
-            "        if self._copy.record is None or not self._copy.record.inconsistent or not self._begun:\n            raise",
+            "        if self._copy.record is None or not self._copy.record.inconsistent or not self.begun:\n            raise",
             "        if self._copy.record is None:\n            raise",
         ),
         tests=(CONTRACT + "test_sync_is_not_taken_without_a_reintegration",),
@@ -851,7 +856,7 @@ DECISIONS = (
         "A source that comes back as target does not say what it has changed.",
         (
             TARGET_COPY,
-            "        if self.record is None or self.record.inconsistent:\n            return [], 0\n",
+            "        if self.record is None or (self.record.inconsistent and not is_given_up(self.record)):\n            return [], 0\n",
             "        return [], 0\n",
         ),
         tests=(CONTRACT + "test_what_the_lost_source_had_alone_is_copied_over_when_it_comes_back_as_target",),
@@ -871,8 +876,8 @@ DECISIONS = (
         "The first write alone is answered before the new generation is durable.",
         (
             VERDICTS,
-            "        self._copy.go_solo(self._source.marks)\n        self._source.go_alone()\n",
-            "        self._source.go_alone()\n        self._copy.go_solo(self._source.marks)\n",
+            "        self._copy.go_solo(self._source.marks, record)\n        self._source.go_alone()\n",
+            "        self._source.go_alone()\n        self._copy.go_solo(self._source.marks, record)\n",
         ),
         tests=(CONTRACT + "test_write_is_not_answered_when_the_new_generation_cannot_be_stored",),
     ),
@@ -881,7 +886,7 @@ DECISIONS = (
         "Going alone does not begin a generation of its own.",
         (
             VERDICTS,
-            "        self._copy.go_solo(self._source.marks)\n        self._source.go_alone()\n",
+            "        self._copy.go_solo(self._source.marks, record)\n        self._source.go_alone()\n",
             "        self._source.go_alone()\n",
         ),
         tests=(CONTRACT + "test_generation_is_durable_before_the_first_write_alone_is_answered",),
@@ -1676,7 +1681,101 @@ SNAPSHOTS = (
     ),
 )
 
+VERDICTS_AND_WORDS = (
+    mutant(
+        "a verdict is carried out whatever the record is by now",
+        "What arbitration granted counts for the record that it was asked with.",
+        (GO_ALONE, "    if present != verdict.based_on:\n", "    if False:\n"),
+        tests=(TOLD + "test_which_record_takes_the_place_of_which",),
+    ),
+    mutant(
+        "go alone with a connection",
+        "A source that has a connection has not lost its peer.",
+        (VERDICTS, "        if self._session.linked:\n", "        if False:\n"),
+        tests=(TOLD + "test_not_alone_while_there_is_a_connection",),
+    ),
+    mutant(
+        "the granted record is not the one that is stored",
+        "Going alone stores the record that the arbiter's grant stands in.",
+        (VERDICTS, "verdict.record if verdict is not None else None", "None"),
+        tests=(TOLD + "test_go_alone_with_the_record_that_was_granted",),
+    ),
+    mutant(
+        "a failed tap is tried again",
+        "After the tap was failed no connection is made any more.",
+        (
+            SESSION,
+            "not self._standing.stopping and not self._standing.failed and not self._give_up",
+            "not self._standing.stopping and not self._give_up",
+        ),
+        (
+            SOURCE_PROCESS,
+            "self._session.connection is not None or self._standing.stopping or self._standing.failed:",
+            "self._session.connection is not None or self._standing.stopping:",
+        ),
+        tests=(TOLD + "test_a_failed_tap_acknowledges_nothing_and_the_process_waits_to_be_ended",),
+    ),
+    mutant(
+        "alone although the record is not solo",
+        "Only a copy that goes on alone by its record takes writes without having met its peer.",
+        (OWN_COPY, "self._options.alone and not record.solo:", "False:"),
+        tests=(TOLD + "test_a_copy_that_is_not_solo_does_not_go_alone_by_itself",),
+    ),
+    mutant(
+        "the epoch is answered and not stored",
+        "Both records have the epoch, durably, when an agreement has ended.",
+        (TARGET_SESSION, "        self._copy.store(records.agree_on_epoch(record, epoch))\n", ""),
+        tests=(AGREE_AND_LEAVE + "test_a_target_has_the_epoch_on_disk_before_it_says_so",),
+    ),
+    mutant(
+        "the epoch is stored in the wrong order",
+        "The server that the arbiter names records its epoch first.",
+        (AGREEMENT, "        if mine_first:\n", "        if not mine_first:\n"),
+        tests=(AGREE_AND_LEAVE + "test_the_one_that_the_arbiter_names_records_it_first",),
+    ),
+    mutant(
+        "let go before both copies are flushed",
+        "Both copies are flushed before a target records that it is outdated.",
+        (
+            LEAVE,
+            "flush_everything(self._copy.root_fd, lambda error: self._flushed(connection, error))",
+            "flush_everything\n        self._flushed(connection, 0)",
+        ),
+        tests=(AGREE_AND_LEAVE + "test_both_copies_are_flushed_before_the_target_may_go",),
+    ),
+    mutant(
+        "gone without having been let go",
+        "Only a target that was let go in this connection gives consent in the stream.",
+        (LEAVE, "        if not self._granted:\n", "        if False:\n"),
+        tests=(AGREE_AND_LEAVE + "test_nobody_has_gone_who_was_not_let_go",),
+    ),
+    mutant(
+        "gone and not outdated",
+        "A target says that it has gone when it is outdated on its disk.",
+        (TARGET_SESSION, "            self._copy.leave()\n", "            pass\n"),
+        tests=(AGREE_AND_LEAVE + "test_the_last_word_arrives_although_the_source_still_sends",),
+    ),
+    mutant(
+        "a copy is overwritten that is not saved",
+        "What the loser of a split brain has of its own is saved before it is overwritten.",
+        (TARGET_COPY, "        self._check_salvaged()\n", ""),
+        tests=(SALVAGE + "test_from_the_split_to_one_copy_again",),
+    ),
+    mutant(
+        "a copy that was given up does not tell what it has changed",
+        "The union of both logs is copied after a split brain.",
+        (TARGET_COPY, "(self.record.inconsistent and not is_given_up(self.record))", "self.record.inconsistent"),
+        tests=(SALVAGE + "test_from_the_split_to_one_copy_again",),
+    ),
+    mutant(
+        "a torn salvage file counts",
+        "Only a whole salvage file is one.",
+        (SALVAGED, "    if hashlib.sha256(body).digest() != digest:\n", "    if False:\n"),
+        tests=(SALVAGE + "test_a_torn_one_is_replaced_and_starts_no_target",),
+    ),
+)
+
 MUTANTS = (
     *ACKNOWLEDGEMENTS, *MARKING, *FLUSHES, *STREAMING, *DECISIONS, *REINTEGRATING, *CONTINUING, *OBJECTS_AND_ERRORS,
-    *DIRTY_LOG, *FAIL_CLOSED, *COPIES, *SNAPSHOTS,
+    *DIRTY_LOG, *FAIL_CLOSED, *COPIES, *SNAPSHOTS, *VERDICTS_AND_WORDS,
 )  # fmt: skip

@@ -341,8 +341,11 @@ def test_no_verdict_comes_and_the_mount_fails() -> None:
         load.ledger.errors.clear()
         source, pair.source = pair.source, None
         assert source is not None
-        assert source.wait_end(WAIT_S) is not None
         said(source, "fenced")
+        said(source, "state STOPPED")
+        assert source.wait_end(0.5) is None, "it says so until it is told to end"
+        source.signal(signal.SIGTERM)
+        assert source.wait_end(WAIT_S) == 0
         assert "Traceback" not in log_of(source)
         source.close()
         assert not mounts_below(pair.mount)

@@ -15,7 +15,7 @@ import pytest
 
 from hotpair.replication.errors import MirrorError
 from hotpair.replication.frames import LENGTH, Kind
-from hotpair.replication.limits import MAX_MESSAGE, MAX_TEXT
+from hotpair.replication.limits import MAX_MESSAGE, MAX_TEXT, PROTOCOL_VERSION
 from tests.faults import (
     JUNK,
     WAIT_S,
@@ -183,7 +183,7 @@ def test_garbage_for_an_answer(alone: LiedTo, what: str) -> None:
     bounded(alone.pair.source)
 
 
-@pytest.mark.parametrize("version", [0, 2, None, "1", 1 << 63, "1" * 900_000])
+@pytest.mark.parametrize("version", [0, PROTOCOL_VERSION - 1, PROTOCOL_VERSION + 1, None, "1", 1 << 63, "1" * 900_000])
 def test_target_of_another_version(alone: LiedTo, version: Any) -> None:
     """One that welcomes us all the same."""
     peer, _ = alone.fake.accept()
@@ -214,7 +214,7 @@ def test_junk_in_the_welcome(alone: LiedTo) -> None:
     cases += [alone.fake.welcome(marks=one) for one in marks]
     for welcome in (*cases, *JUNK):
         peer, _ = alone.fake.accept()
-        peer.send(Kind.WELCOME, 1, welcome)
+        peer.send(Kind.WELCOME, PROTOCOL_VERSION, welcome)
         peer.sock.shutdown(1)
         ended(peer)
         still_there(alone, f"welcome {welcome!r}", deaths)
@@ -225,7 +225,7 @@ def test_resumption_that_was_not_asked_for(alone: LiedTo) -> None:
     """There is no session: a target that resumes one is not in sync with us."""
     peer, hello = alone.fake.accept()
     assert hello["session"] is None
-    peer.send(Kind.WELCOME, 1, alone.fake.welcome(resume=True, applied=0))
+    peer.send(Kind.WELCOME, PROTOCOL_VERSION, alone.fake.welcome(resume=True, applied=0))
     assert "resumes a session that it was not asked to resume" in refusal(peer)
     assert not status(alone.state)["in_sync"]
     assert status(alone.state)["state"] == "ALONE"
@@ -241,10 +241,13 @@ def test_resumption_that_was_not_asked_for(alone: LiedTo) -> None:
         (Kind.WANTED, b"d" * 16, [], True),
         (Kind.CHECKED, 1, True),
         (Kind.OFFER_SYNC, b""),
-        (Kind.HELLO, 1, {}),
+        (Kind.HELLO, PROTOCOL_VERSION, {}),
         (Kind.PROBE, 1),
         (Kind.FORGET, 1, b"i" * 16),
         (Kind.HANDED_OVER, b""),
+        (Kind.AGREED, 1),
+        (Kind.LEAVE,),
+        (Kind.GONE,),
     ],
     ids=lambda fields: Kind(fields[0]).name,
 )
@@ -260,10 +263,14 @@ def test_what_is_not_due_before_the_welcome(alone: LiedTo, fields: tuple[Any, ..
 # ---- while it is being filled
 
 
+def welcome(peer: Peer, **changes: Any) -> None:
+    peer.send(Kind.WELCOME, PROTOCOL_VERSION, FakeTarget.welcome(**changes))
+
+
 def begun(fake: FakeTarget) -> Peer:
     """A connection on which a reintegration has begun: the first operation has come."""
     peer, _ = fake.accept()
-    peer.send(Kind.WELCOME, 1, fake.welcome())
+    peer.send(Kind.WELCOME, PROTOCOL_VERSION, fake.welcome())
     generation = peer.expect(Kind.BEGIN_REINTEGRATION)[1]
     peer.send(Kind.INCONSISTENT, generation)
     peer.expect(Kind.LISTING)
@@ -273,11 +280,17 @@ def begun(fake: FakeTarget) -> Peer:
 NOT_DUE: dict[str, tuple[Act, str]] = {
     "applied what was not sent": (lambda peer: peer.send(Kind.APPLIED, 1_000_000), "acknowledged what was not sent"),
     "taken without an offer": (lambda peer: peer.send(Kind.TAKEN, b""), "TAKEN, which was not due"),
-    "a second welcome": (lambda peer: peer.send(Kind.WELCOME, 1, FakeTarget.welcome()), "WELCOME, which was not due"),
+    "a second welcome": (
+        lambda peer: peer.send(Kind.WELCOME, PROTOCOL_VERSION, FakeTarget.welcome()),
+        "WELCOME, which was not due",
+    ),
     "inconsistent again": (lambda peer: peer.send(Kind.INCONSISTENT, b"g" * 16), "INCONSISTENT, which was not due"),
     "an unknown check": (lambda peer: peer.send(Kind.CHECKED, 77, False), "CHECKED for what was not sent"),
     "a check not asked for": (lambda peer: peer.send(Kind.CHECKED, 1, False), "comparison that was not asked for"),
     "flushed what was not sent": (lambda peer: peer.send(Kind.FLUSHED, 77), "FLUSHED for what was not sent"),
+    "an epoch": (lambda peer: peer.send(Kind.AGREED, 1), "AGREED, which was not due"),
+    "it wants to leave": (lambda peer: peer.send(Kind.LEAVE), "LEAVE, which was not due"),
+    "it has gone": (lambda peer: peer.send(Kind.GONE), "GONE, which was not due"),
     "an operation": (lambda peer: peer.send(Kind.FORGET, 1, b"i" * 16), "FORGET, which was not due"),
     "an unknown kind": (lambda peer: peer.sock.sendall(struct.pack(">I", 3) + b"\x92\x7e\x00"), "unknown kind 126"),
     "too few fields": (lambda peer: peer.sock.sendall(struct.pack(">I", 3) + b"\x91\xcc\x31"), "with 1 elements"),
@@ -336,7 +349,9 @@ LIES: dict[str, Act] = {
     "applied a text": lambda peer: peer.send(Kind.APPLIED, "5"),
     "applied nothing": lambda peer: peer.send(Kind.APPLIED, None),
     "applied infinity": lambda peer: peer.send(Kind.APPLIED, float("inf")),
-    "a welcome": lambda peer: peer.send(Kind.WELCOME, 1, FakeTarget.welcome(resume=True, applied=1_000_000)),
+    "a welcome": lambda peer: peer.send(
+        Kind.WELCOME, PROTOCOL_VERSION, FakeTarget.welcome(resume=True, applied=1_000_000)
+    ),
     "inconsistent": lambda peer: peer.send(Kind.INCONSISTENT, b"g" * 16),
     "taken": lambda peer: peer.send(Kind.TAKEN, b""),
     "handed over": lambda peer: peer.send(Kind.HANDED_OVER, b""),

@@ -23,7 +23,7 @@ from hotpair.cluster import record_io
 from hotpair.cluster.record import Record
 from hotpair.replication import frames
 from hotpair.replication.frames import FIELDS, LENGTH, Kind
-from hotpair.replication.limits import FULL_FLUSHES_AT_ONCE, MAX_MESSAGE, MAX_PAYLOAD, MAX_TEXT
+from hotpair.replication.limits import FULL_FLUSHES_AT_ONCE, MAX_MESSAGE, MAX_PAYLOAD, MAX_TEXT, PROTOCOL_VERSION
 from hotpair.replication.listing import Listing
 from hotpair.replication.target import Target
 from tests.faults import (
@@ -180,7 +180,7 @@ def still_there(pair: MirrorPair, what: str, deaths: list[str], outcome: str = "
 def test_garbage_on_the_port() -> None:
     """Each is refused at once, and the pair that works meanwhile does not notice."""
     draw = random.Random("garbage")
-    hello = LENGTH.pack(3) + msgpack.packb([Kind.HELLO, 1])
+    hello = LENGTH.pack(3) + msgpack.packb([Kind.HELLO, PROTOCOL_VERSION])
     pieces = [
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(100),  # a TLS ClientHello
@@ -217,7 +217,9 @@ def test_garbage_on_the_port() -> None:
         load.check()
 
 
-@pytest.mark.parametrize("version", [2, 0, None, "1", b"1", 1 << 63, "1" * 900_000])
+@pytest.mark.parametrize(
+    "version", [PROTOCOL_VERSION + 1, PROTOCOL_VERSION - 1, 0, None, "1", b"1", 1 << 63, "1" * 900_000]
+)
 def test_another_version(pair: MirrorPair, version: Any) -> None:
     before = visible(pair.target_dir)
     with FakeSource(port_of(pair), ROOT) as source:
@@ -241,7 +243,7 @@ def test_junk_in_the_hello(pair: MirrorPair) -> None:
             assert answer is None or answer[0] in (Kind.WELCOME, Kind.REFUSED), (key, value, answer)
     for junk in (*JUNK, {"durability": "x" * 900_000}):
         with FakeSource(port_of(pair), ROOT) as source:
-            source.send(Kind.HELLO, 1, junk)
+            source.send(Kind.HELLO, PROTOCOL_VERSION, junk)
             answer = source.receive()
             still_there(pair, f"hello = {junk!r}", deaths)
             assert answer is None or answer[0] == Kind.REFUSED
@@ -439,7 +441,7 @@ def test_junk_in_messages(pair: MirrorPair) -> None:
     """What is no operation: out of turn, and with fields that make no sense."""
     deaths: list[str] = []
     one_field = (Kind.BEGIN_REINTEGRATION, Kind.OFFER_SYNC, Kind.PROBE, Kind.BYE, Kind.REFUSED, Kind.APPLIED)
-    one_field += (Kind.HANDOVER, Kind.TAKEN, Kind.BUSY)
+    one_field += (Kind.HANDOVER, Kind.TAKEN, Kind.BUSY, Kind.AGREE, Kind.AGREED)
     junk = (*JUNK, "x" * 900_000)
     for kind, value in itertools.product((*one_field, Kind.WELCOME, Kind.HELLO), junk):
         with Session(pair) as source:
