@@ -13,13 +13,13 @@ import ssl
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from hotpair.actors.home import Home
 from hotpair.api_values import API, Details, Done, Here, Log, Module, Order, Verification, Verify
+from hotpair.cluster.admission import NAME_RULE, is_name
 
 ANSWER_S = 10.0  # far more than the server takes; a command may wait for its own durable write
 SILENCE_S = 30.0  # of a stream, which says something every ten seconds
@@ -133,9 +133,9 @@ class Client:
         """As Prometheus reads them."""
         return self._send("GET", "/metrics").text
 
-    def follow_events(self, name: str | None = None) -> Iterator[dict[str, Any]]:
-        """Each event as it happens; ends when the service does. NotRunning when it cannot be reached any more."""
-        for data in self._follow(f"{API}/events/stream", _without_none(module=name)):
+    def follow_events(self, name: str | None = None, past: int = 0) -> Iterator[dict[str, Any]]:
+        """So many of the past, then each event as it happens, none left out in between; ends when the service does."""
+        for data in self._follow(f"{API}/events/stream", _without_none(module=name, past=past)):
             yield json.loads(data)
 
     def follow_log(self, name: str, lines: int = 10) -> Iterator[str]:
@@ -206,7 +206,10 @@ def _error_of(answer: httpx.Response) -> ApiError:
 
 
 def _path(module: str) -> str:
-    return f"{API}/modules/{quote(module, safe='')}"
+    """A name is part of the address: what can be none is not asked for."""
+    if not is_name(module):
+        raise NotFound(f"there is no module {module[:80]!r}: a name has {NAME_RULE}")
+    return f"{API}/modules/{module}"
 
 
 def _without_none(**values: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 
 from hotpair.access import Role
 from hotpair.api_values import Log
-from hotpair.event_hub import Hub, Listening
+from hotpair.event_hub import Entry, Hub, Listening
 from hotpair.http_modules import Needs
 from hotpair.log_tail_io import MOST_LINES, Position, added, tail
 from hotpair.served import Served, TooSlow
@@ -39,21 +39,21 @@ def streams_router(served: Served, needs: Needs) -> APIRouter:
         module: str | None = None, limit: Annotated[int, Query(ge=1, le=MOST_EVENTS)] = 100
     ) -> list[dict[str, Any]]:
         """The last events, oldest first: of one module, or of all. `at` is in seconds since 1970, UTC."""
-        supervisor = served.supervisor
-        names = [said.module for said in supervisor.standings()] if module is None else [module]
-        every = (dict(entry) for name in names for entry in supervisor.events(name))
-        return sorted(every, key=lambda entry: entry["at"])[-limit:]  # stable: each log's own order stays
+        return [dict(entry) for entry in _last(served, module, limit)]
 
     @router.get("/events/stream", response_class=_Stream)
     async def event_stream(
-        module: str | None = None, last_event_id: Annotated[str | None, Header(max_length=80)] = None
+        module: str | None = None,
+        past: Annotated[int, Query(ge=0, le=MOST_EVENTS)] = 0,
+        last_event_id: Annotated[str | None, Header(max_length=80)] = None,
     ) -> _Stream:
-        """Each new event, as it happens. With Last-Event-ID, those after it first; `event: missed` says that some may
-        be lost: get the list then."""
+        """Each new event, as it happens; before, so many of the past. With Last-Event-ID, those after it instead;
+        `event: missed` says that some may be lost: get the list then."""
         if module is not None:
             served.supervisor.standing(module)  # UnknownModule
         listening = served.hub.listen(last_event_id)
-        return _Stream(_events(served.hub, listening, module))
+        before = _last(served, module, past) if past and last_event_id is None else []  # no event is in between
+        return _Stream(_events(served.hub, listening, module, before))
 
     @router.get("/modules/{module}/log", response_model=Log)
     async def log(module: str, lines: Annotated[int, Query(ge=0, le=MOST_LINES)] = 200) -> Log:
@@ -71,6 +71,13 @@ def streams_router(served: Served, needs: Needs) -> APIRouter:
     return router
 
 
+def _last(served: Served, module: str | None, limit: int) -> list[Entry]:
+    supervisor = served.supervisor
+    names = [said.module for said in supervisor.standings()] if module is None else [module]
+    every = (entry for name in names for entry in supervisor.events(name))
+    return sorted(every, key=lambda entry: float(entry["at"]))[-limit:]  # stable: each log's own order stays
+
+
 async def _tail(served: Served, module: str, lines: int) -> tuple[list[str], Position]:
     served.supervisor.standing(module)  # UnknownModule
     path = served.home.application_log(module)
@@ -80,9 +87,9 @@ async def _tail(served: Served, module: str, lines: int) -> tuple[list[str], Pos
         raise HTTPException(503, f"{path} cannot be read: {error.strerror}.") from error
 
 
-async def _events(hub: Hub, listening: Listening, module: str | None) -> AsyncIterator[str]:
+async def _events(hub: Hub, listening: Listening, module: str | None, before: list[Entry]) -> AsyncIterator[str]:
     try:
-        yield f"retry: {RETRY_MS}\n\n"
+        yield f"retry: {RETRY_MS}\n\n" + "".join(f"data: {json.dumps(entry)}\n\n" for entry in before)
         if listening.missed:
             yield "event: missed\ndata: {}\n\n"
         while True:

@@ -82,6 +82,16 @@ def test_a_stream_gives_what_happens_and_goes_on_where_it_was_left(local: httpx.
         assert [next(again)[1] for _ in range(2)] == rest
 
 
+def test_a_stream_begins_with_the_past_and_nothing_is_lost_in_between(local: httpx.Client) -> None:
+    start(local, "db")
+    listed = local.get(f"{API}/events?module=db&limit=2").json()
+    with local.stream("GET", f"{API}/events/stream?module=db&past=2") as answer:
+        seen = data(blocks(answer.iter_lines()))
+        assert [next(seen)[1] for _ in range(2)] == listed
+        start(local, "db", "stop")
+        assert next(seen)[1]["at"] >= listed[-1]["at"]
+
+
 def test_a_listener_of_another_process_is_told_that_it_missed_something(local: httpx.Client) -> None:
     for identity in ("0000-1", "x", "-"):
         with local.stream("GET", f"{API}/events/stream", headers={"Last-Event-ID": identity}) as answer:
