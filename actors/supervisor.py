@@ -133,6 +133,7 @@ class Supervisor:
         self._arbiter = arbiter
         self._boot = boot
         self._tell = tell
+        self._listeners: list[Callable[[Mapping[str, Any]], None]] = []
         self._open: dict[str, _Open] = {}
         self._asking = ThreadPoolExecutor(QUESTIONS, "arbiter")
         self._loop = asyncio.get_running_loop()
@@ -147,7 +148,7 @@ class Supervisor:
         shelf = ModuleShelf(
             home.module_state(name), home.mirror_state(name), home.below(configured.directory), self._boot
         )
-        module = _Open(configured, shelf, EventLog(home.event_log(name), name, self._tell))
+        module = _Open(configured, shelf, EventLog(home.event_log(name), name, self._said))
         self._open[name] = module
         module.group = await self._groups.open(configured, lambda event: self._post(module, event))
         await self._begin(module)
@@ -270,6 +271,24 @@ class Supervisor:
 
     def events(self, name: str) -> list[Mapping[str, Any]]:
         return list(self._module(name).events.entries)
+
+    def listen(self, hear: Callable[[Mapping[str, Any]], None]) -> Callable[[], None]:
+        """`hear` gets each new entry of all event logs, in this thread, until what is returned is called."""
+        self._listeners.append(hear)
+        return lambda: self._listeners.remove(hear)
+
+    def _said(self, entry: Mapping[str, Any]) -> None:
+        self._tell(entry)
+        for hear in tuple(self._listeners):
+            hear(entry)
+
+    def configured(self, name: str) -> Configured:
+        return self._module(name).configured
+
+    def known(self, name: str) -> Module | None:
+        """The state machine's whole state, for who shows it; None while the module has no runner."""
+        runner = self._module(name).runner
+        return None if runner is None else runner.module
 
     async def details(self, name: str) -> Mapping[str, Any]:
         """What mirror, VM and pulses say of themselves."""

@@ -18,11 +18,15 @@ def main() -> int:
         from hotpair.simulate_command import main as simulate
 
         return simulate(arguments[1:])
+    if arguments[:1] == ["run"]:
+        from hotpair.run_command import main as run
+
+        return run(arguments[1:])
     if arguments == ["--version"]:
         from hotpair import __version__
 
         print(f"hotpair {__version__}")
         return 0
-    mirror = "hotpair mirror source|target|protect|unprotect|restore|salvage|unsalvage --help"
-    print(f"usage: {mirror}, hotpair witness|simulate --help, hotpair --version", file=sys.stderr)
-    return 2
+    from hotpair.commands import main as commands
+
+    return commands(arguments)

@@ -128,9 +128,10 @@ class Service:
             runtime.stop()
 
     def _bootstrap(self, runtime: Runtime) -> bool:
-        from hotpair.http_api import serve
+        from hotpair.http_server_io import serve
 
-        work = pickle.dumps(functools.partial(build, self._home, self._server, serve))
+        serving = functools.partial(serve, server=self._server)
+        work = pickle.dumps(functools.partial(build, self._home, self._server, serving))
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-m", "hotpair.actors.ray_bootstrap", runtime.address],

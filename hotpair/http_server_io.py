@@ -1,0 +1,241 @@
+"""Who listens: the Unix socket for local root, and TCP for everybody else, with TLS or on loopback only.
+
+Both serve the same application, in the event loop of the supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import socket
+import struct
+from collections.abc import Iterator
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from hotpair.actors.home import Home
+from hotpair.actors.supervisor import Supervisor
+from hotpair.api_values import PORT
+from hotpair.cluster.configuration import Cluster
+from hotpair.cluster.configuration_io import load_cluster
+from hotpair.http_api import Asgi, app_of, local
+from hotpair.served import Mirrors, MirrorSockets, Served
+
+log = logging.getLogger("hotpair.api")
+
+LOOPBACK = "127.0.0.1"
+CONNECTIONS = 256  # at the same time, on each socket; more are answered with 503
+IDLE_S = 30  # a connection that asks nothing is closed
+HEADERS_BYTES = 16 << 10
+CLOSE_S = 2  # for answers that are on their way when the service ends
+LONGEST_PATH = 107  # of a Unix socket
+_CREDENTIALS = struct.Struct("3i")  # pid, uid, gid; unix(7), SO_PEERCRED
+_REFUSED = (
+    b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\nContent-Length: 53\r\nConnection: close\r\n\r\n"
+    b'{"error":"This socket is for root only: use a token"}'
+)
+
+
+class NotServed(Exception):
+    """The API cannot listen; the text says where and why."""
+
+
+class _OwnerOnly(H11Protocol):
+    """Whoever connects to the Unix socket must be root or the user of the service, whatever the file's mode says."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        sock = transport.get_extra_info("socket")
+        _, user, _ = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+        self.is_refused = user not in (0, os.geteuid())
+        super().connection_made(transport)
+        if self.is_refused:
+            log.warning("the user %d is refused at the API's socket", user)
+            transport.write(_REFUSED)
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.is_refused:
+            super().data_received(data)
+
+
+class _Server(uvicorn.Server):
+    """In somebody else's event loop, whose signals are not its own."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.settled = asyncio.Event()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.settled.set()
+
+
+class Api:
+    """The API while it is served. `address`: of the TCP socket."""
+
+    def __init__(self, served: Served) -> None:
+        self.served = served
+        self.address: tuple[str, int] = ("", 0)
+        self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
+        self._path = ""
+
+    async def begin(
+        self,
+        app: Asgi,
+        sock: socket.socket,
+        *,
+        protocol: type[H11Protocol] = H11Protocol,
+        tls: tuple[str, str] | None = None,
+    ) -> None:
+        """`tls`: files of the certificate and of its key."""
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            limit_concurrency=CONNECTIONS,
+            timeout_keep_alive=IDLE_S,
+            timeout_graceful_shutdown=CLOSE_S,
+            http=protocol,
+            h11_max_incomplete_event_size=HEADERS_BYTES,
+            ssl_certfile=None if tls is None else tls[0],
+            ssl_keyfile=None if tls is None else tls[1],
+        )
+        try:
+            config.load()
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            sock.close()
+            raise NotServed(
+                f"the certificate or its key ([security] in cluster.toml) cannot be used: {error}"
+            ) from error
+        server = _Server(config)
+        task = asyncio.get_running_loop().create_task(server.serve([sock]))
+        self._servers.append((server, task))
+        settled = asyncio.ensure_future(server.settled.wait())
+        await asyncio.wait({settled, task}, return_when=asyncio.FIRST_COMPLETED)
+        if not settled.done():
+            settled.cancel()
+            await task
+            raise NotServed("the API's server ended at once")
+
+    async def close(self) -> None:
+        """Answers that are on their way are given a moment; streams end. Once."""
+        self.served.close()
+        for server, _ in self._servers:
+            server.should_exit = True
+        for _, task in self._servers:
+            await task
+        if self._path:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+
+    def listen_locally(self, path: str) -> socket.socket:
+        """The Unix socket, for its owner only."""
+        sock = local_socket(path)
+        self._path = path
+        return sock
+
+
+async def serve(
+    supervisor: Supervisor,
+    home: Home,
+    *,
+    server: str,
+    port: int = PORT,
+    mirrors: Mirrors | None = None,
+) -> Api:
+    """Serve until the Api is closed. Raises NotServed, ConfigurationError; KeyError for no server of the pair."""
+    cluster = load_cluster(home.configuration)
+    peer = cluster.peer_of(server).name
+    asked = mirrors or MirrorSockets(home)
+    served = Served(supervisor, home, cluster=cluster.name, server=server, peer=peer, mirrors=asked)
+    app = app_of(served)
+    api = Api(served)
+    try:
+        await api.begin(local(app), api.listen_locally(home.socket), protocol=_OwnerOnly)
+        address = address_of(cluster, server)
+        sock = tcp_socket(address, port)
+        api.address = sock.getsockname()[:2]
+        await api.begin(app, sock, tls=_tls(cluster, home))
+    except NotServed:
+        await api.close()
+        raise
+    return api
+
+
+def address_of(cluster: Cluster, server: str) -> str:
+    """Where to listen: the server's own address, but without TLS only if that never leaves this machine."""
+    here = cluster.peer_of(cluster.peer_of(server).name)
+    return here.address if cluster.security.tls is not None or is_loopback(here.address) else LOOPBACK
+
+
+def is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _tls(cluster: Cluster, home: Home) -> tuple[str, str] | None:
+    tls = cluster.security.tls
+    return None if tls is None else (home.below(tls.certificate), home.below(tls.key))
+
+
+def tcp_socket(address: str, port: int) -> socket.socket:
+    """Raises NotServed."""
+    try:
+        family, kind, protocol, _, found = socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise NotServed(f"the API's address {address} cannot be used: {error.strerror}") from error
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(found)
+    except OSError as error:
+        sock.close()
+        raise NotServed(f"the API cannot listen on {address} port {port}: {error.strerror}") from error
+    return sock
+
+
+def local_socket(path: str) -> socket.socket:
+    """Nobody can connect before its mode is set: it does not listen yet. Raises NotServed."""
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise NotServed(f"{path} is too long for a socket ({LONGEST_PATH} bytes): choose a shorter home directory")
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        _remove_stale(path)
+        sock.bind(path)
+        os.chmod(path, 0o600)
+    except OSError as error:
+        sock.close()
+        raise NotServed(f"the API cannot listen on {path}: {error.strerror}") from error
+    except NotServed:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: str) -> None:
+    """What a service left behind that was killed; not the socket of one that runs."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(path)
+        except FileNotFoundError:
+            return
+        except ConnectionRefusedError:
+            os.unlink(path)
+            return
+    raise NotServed(f"another hotpair run serves {path} already")

@@ -1,0 +1,105 @@
+"""What the commands print: tables and lines in the product's colours. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from hotpair.api_values import Details, Module
+
+BYTES = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def modules_table(modules: Sequence[Module]) -> Table:
+    """One row for each module; the peer's state is what it said last."""
+    table = Table(show_edge=False, pad_edge=False, box=SIMPLE_HEAD)  # lines that scripts can cut
+    here = modules[0].server if modules else "here"
+    peer = modules[0].peer if modules else "peer"
+    for column in ("module", f"{here} (here)", peer, "VM", "copy", "why"):
+        table.add_column(column, no_wrap=column != "why", overflow="fold")
+    for one in modules:
+        notes = [one.problem or one.reason]
+        if one.maintenance:
+            notes.insert(0, "Maintenance.")
+        if one.plan:
+            notes.insert(0, f"Under way: {one.plan}.")
+        table.add_row(
+            one.module,
+            state_text(one.state, one.colour),
+            state_text(one.peer_state, one.peer_colour),
+            one.vm,
+            one.data,
+            Text(" ".join(note for note in notes if note)),
+        )
+    return table
+
+
+def state_text(state: str | None, colour: str) -> Text:
+    return Text(state or "unknown", style=f"bold {colour}" if state else colour)
+
+
+def details_text(details: Details) -> Table:
+    """Names and values, level by level."""
+    table = Table(show_header=False, show_edge=False, box=None)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    said = details.model_dump()
+    module = said.pop("module")
+    table.add_row("state", state_text(details.module.state, details.module.colour))
+    for name, value in _flat({**{key: module[key] for key in module if key not in ("state", "colour")}, **said}):
+        table.add_row(name, escape(_shown(name, value)))
+    return table
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            rows += _flat(value, f"{prefix}{name}.")
+        else:
+            rows.append((prefix + name, value))
+    return rows
+
+
+def _shown(name: str, value: Any) -> str:
+    if value is None:
+        return "not known"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if "bytes" in name and isinstance(value, int):
+        return bytes_text(value)
+    return str(value)
+
+
+def bytes_text(count: int) -> str:
+    """1536 is 1.5 KiB."""
+    size, unit = float(count), 0
+    while size >= 1024 and unit < len(BYTES) - 1:
+        size, unit = size / 1024, unit + 1
+    return f"{count} bytes" if unit == 0 else f"{size:.1f} {BYTES[unit]}"
+
+
+def event_line(entry: Mapping[str, Any]) -> str:
+    """One line, the local time first."""
+    at = datetime.fromtimestamp(entry["at"]).astimezone().isoformat(sep=" ", timespec="milliseconds")
+    match entry["kind"]:
+        case "state":
+            because = f": {entry['because']}" if entry.get("because") else ""
+            text = f"{entry['was']} -> {entry['state']}{because}"
+        case "vm":
+            text = f"VM {entry['was']} -> {entry['vm']}"
+        case "command":
+            answer = "accepted" if entry["accepted"] else f"refused: {entry['text']}"
+            text = f"command {entry['command']}: {answer}"
+        case "problem":
+            text = f"PROBLEM: {entry['text']}"
+        case _:
+            rest = {name: value for name, value in entry.items() if name not in ("at", "module", "kind")}
+            text = str(rest.get("text", rest))
+    return f"{at} {entry['module']}: {text}"
