@@ -24,6 +24,7 @@ from hotpair.actors.ray_profile import Ports
 from hotpair.actors.ray_runtime_io import Runtime, RuntimeFailed
 from hotpair.cluster.configuration_io import BadKey, load_cluster, load_key
 from hotpair.cluster.configuration_keys import ConfigurationError
+from hotpair.http_server_io import PORT
 from hotpair.service import build
 
 log = logging.getLogger("hotpair.run")
@@ -44,12 +45,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--home", metavar="DIR", help="everything below one directory (default: /etc and /var/lib)")
     parser.add_argument("--server", required=True, metavar="NAME", help="this server's name in cluster.toml")
     parser.add_argument("--ray-port", type=int, default=FIRST_PORT, metavar="PORT", help="first of Ray's local ports")
+    parser.add_argument("--api-port", type=int, default=PORT, metavar="PORT", help=f"of the HTTP API (default {PORT})")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     home = Home.standard() if given.home is None else Home.at(given.home)
     try:
         check(home, given.server)
-        with Service(home, given.server, given.ray_port) as service:
+        with Service(home, given.server, given.ray_port, given.api_port) as service:
             return service.run()
     except CannotRun as error:
         print(f"hotpair run: {error}", file=sys.stderr)
@@ -71,7 +73,8 @@ def check(home: Home, server: str) -> None:
 class Service:
     """One at a time below a home directory. CannotRun: another one holds it."""
 
-    def __init__(self, home: Home, server: str, ray_port: int) -> None:
+    def __init__(self, home: Home, server: str, ray_port: int, api_port: int) -> None:
+        self._api_port = api_port
         self._home = home
         self._server = server
         self._ports = Ports(ray_port)
@@ -128,10 +131,7 @@ class Service:
             runtime.stop()
 
     def _bootstrap(self, runtime: Runtime) -> bool:
-        from hotpair.http_server_io import serve
-
-        serving = functools.partial(serve, server=self._server)
-        work = pickle.dumps(functools.partial(build, self._home, self._server, serving))
+        work = pickle.dumps(functools.partial(build, self._home, self._server, self._api_port))
         try:
             done = subprocess.run(
                 [sys.executable, "-P", "-m", "hotpair.actors.ray_bootstrap", runtime.address],

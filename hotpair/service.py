@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Callable
 
 from hotpair.actors.home import Home
 from hotpair.actors.module_facts import facts_of
@@ -15,6 +14,7 @@ from hotpair.cluster.configuration import Cluster, Module
 from hotpair.cluster.configuration_io import load_cluster, load_key, load_modules
 from hotpair.cluster.module_events import Event
 from hotpair.cluster.settings import settings_of
+from hotpair.http_server_io import serve
 from hotpair.replication.process_io import boot_id
 
 log = logging.getLogger("hotpair.service")
@@ -35,11 +35,8 @@ class _Groups:
         return await self._actor.open(facts, hear)
 
 
-Serve = Callable[[Supervisor, Home], Awaitable[Any]]
-
-
-async def build(home: Home, server: str, serve: Serve, actor: SupervisorActor) -> Supervisor:
-    """Raises ConfigurationError or BadKey. A module that is wrong is said in the log and left out."""
+async def build(home: Home, server: str, api_port: int, actor: SupervisorActor) -> Supervisor:
+    """Raises ConfigurationError, BadKey or NotServed. A module that is wrong is said in the log and left out."""
     cluster = load_cluster(home.configuration)
     cluster.peer_of(server)
     key = load_key(home.below(cluster.security.key_file))
@@ -54,7 +51,7 @@ async def build(home: Home, server: str, serve: Serve, actor: SupervisorActor) -
     )
     for name, error in modules.refused.items():
         log.error("module %s is left out: %s", name, error)
+    await serve(supervisor, home, server=server, port=api_port)  # first: people see how far it is
     for module in modules.accepted.values():
         await supervisor.add(module)
-    await serve(supervisor, home)
     return supervisor

@@ -32,7 +32,7 @@ END_S = 40.0
 ADDRESSES = {"a": "127.0.0.1", "b": "127.0.0.2"}
 RAY_PORTS = {"a": 23000, "b": 24000}
 MIRROR_PORT = 25810
-API_PORTS = {"a": 25910, "b": 25911}
+
 
 APPLICATION = """
 import os, sys
@@ -92,9 +92,9 @@ class Server:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 words = [*process.cmdline(), *process.environ().values()]
-                if any(str(self.folder) in word for word in words):
-                    found.append(process)
-                elif self.service is not None and self.service.pid in [one.pid for one in process.parents()]:
+                if any(str(self.folder) in word for word in words) or (
+                    self.service is not None and self.service.pid in [one.pid for one in process.parents()]
+                ):
                     found.append(process)
         return found
 
