@@ -260,6 +260,15 @@ def test_help_lists_every_command() -> None:
     assert "usage: hotpair simulate" in run("simulate", "--help").stdout
 
 
+def test_the_documentation_names_every_command() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "commands.md").read_text()
+    shown = run("--help", COLUMNS="100").stdout
+    listed = shown.partition("Commands:")[2].splitlines()
+    words = [line.split()[0] for line in listed if line.startswith("  ") and not line.startswith("   ")]
+    assert len(words) > 20
+    assert [word for word in words if f"`hotpair {word}" not in text] == []
+
+
 def test_the_shell_completes_commands() -> None:
     done = run(_HOTPAIR_COMPLETE="complete_bash", COMP_WORDS="hotpair sta", COMP_CWORD="1")
     assert done.stdout.split() == ["start", "state"] or set(done.stdout.split()) == {"start", "state"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import stat
@@ -359,9 +360,14 @@ def test_a_mirror_that_does_not_answer_holds_nothing_up(server: ApiServer, local
 def test_the_page_describes_every_route_and_loads_nothing(local: httpx.Client) -> None:
     paths = local.get("/openapi.json").json()["paths"]
     page = local.get("/docs").text
+    text = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
     assert len(paths) >= 11
     for path in paths:
         assert path in page
+        assert path.replace("{module}", "MODULE").replace("/api/v1/modules/MODULE/log/stream", "/log/stream") in text
+    for name in re.findall(r"# HELP (\w+) ", local.get("/metrics").text):
+        base = name.removesuffix("_total")
+        assert any(base.endswith(word.removesuffix("_total")) for word in re.findall(r"`(\w+)", text)), name
     assert "<script" not in page
     assert "http://" not in page and "https://" not in page
 
