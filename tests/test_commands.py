@@ -100,7 +100,17 @@ def test_the_table_has_the_colours(shown: ApiServer) -> None:
 
 def test_show_events_and_log(shown: ApiServer) -> None:
     home = home_of(shown)
-    assert "mirror_port" in run("module", "show", "web", home=home).stdout
+    shown.group("web").details = {"vm": {"state": "on"}, "replication": {"sent_bytes": 2048}}
+    rows = [
+        line.partition(" ")[::2] for line in map(str.strip, run("module", "show", "web", home=home).stdout.split("\n"))
+    ]
+    said = {name: value.strip() for name, value in rows}
+    assert (said["vm"], said["vm.state"], said["mirror.sent_bytes"], said["mirror_port"]) == (
+        "on",
+        "on",
+        "2.0 KiB",
+        "5600",
+    )
     assert json.loads(run("module", "show", "web", "--json", home=home).stdout)["mirror_port"] == 5600
     events = run("events", home=home).stdout
     assert "STOP -> PRIM" in events

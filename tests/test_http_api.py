@@ -395,7 +395,28 @@ def test_with_tls_the_certificate_is_the_servers(tmp_path: Path) -> None:
         server.close()
 
 
-def test_with_tls_and_no_certificate_nothing_is_served(tmp_path: Path) -> None:
-    with pytest.raises(NotServed, match="certificate"):
-        ApiServer(tmp_path, {"db": stopped()}, tls=True)
-    assert not (tmp_path / "state" / "api.sock").exists()
+@needs_openssl
+def test_without_its_certificate_only_the_socket_is_served_until_it_is_there(tmp_path: Path) -> None:
+    """The modules must be looked after all the same, and nothing goes over the network in the clear."""
+    home = tmp_path / "home"
+    (home / "tls").mkdir(parents=True)
+    server = ApiServer(home, {"db": stopped()}, tls=True)
+    try:
+        assert "certificate" in server.api.problem
+        assert server.api.address == ("", 0)
+        transport = httpx.HTTPTransport(uds=server.home.socket)
+        with httpx.Client(transport=transport, base_url="http://hotpair") as client:
+            assert client.get(API).status_code == 200
+        files = Authority(tmp_path, "authority").files("server")
+        os.rename(files.key, home / "tls" / "server.key")
+        os.rename(files.certificate, home / "tls" / "server.pem")
+        deadline = time.monotonic() + 20
+        while server.api.problem:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        context = ssl.create_default_context(cafile=files.authority)
+        context.check_hostname = False
+        with httpx.Client(base_url=server.url, verify=context, trust_env=False) as client:
+            assert client.get("/health/db").status_code == 503
+    finally:
+        server.close()
