@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-TEST_PACKAGES := fio attr acl postgresql sqlite3 iproute2 openssl strace etcd-server xfsprogs \
+TEST_PACKAGES := fio attr acl postgresql sqlite3 iproute2 openssl strace etcd-server xfsprogs nftables \
 	qemu-system-x86 busybox-static qemu-guest-agent libvirt-daemon libvirt-clients libvirt-daemon-driver-qemu
 BENCH_PACKAGES := fio glusterfs-server glusterfs-client qemu-system-x86 qemu-utils qemu-block-extra qemu-system-common gcc libc6-dev openssl iproute2
 SOURCES := pyproject.toml $(shell find hotpair actors cluster replication hyperv -name '*.py')

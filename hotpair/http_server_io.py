@@ -32,6 +32,7 @@ CONNECTIONS = 256  # at the same time, on each socket; more are answered with 50
 IDLE_S = 30  # a connection that asks nothing is closed
 HEADERS_BYTES = 16 << 10
 CLOSE_S = 2  # for answers that are on their way when the service ends
+AGAIN_S = 15.0  # until TCP is tried again: a port is taken, a certificate is missing
 LONGEST_PATH = 107  # of a Unix socket
 _CREDENTIALS = struct.Struct("3i")  # pid, uid, gid; unix(7), SO_PEERCRED
 _REFUSED = (
@@ -79,11 +80,13 @@ class _Server(uvicorn.Server):
 
 
 class Api:
-    """The API while it is served. `address`: of the TCP socket."""
+    """The API while it is served. `address`: of the TCP socket; `problem`: why there is none."""
 
     def __init__(self, served: Served) -> None:
         self.served = served
         self.address: tuple[str, int] = ("", 0)
+        self.problem = ""
+        self._trying: asyncio.Task[None] | None = None
         self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
         self._path = ""
 
@@ -133,6 +136,8 @@ class Api:
     async def close(self) -> None:
         """Answers that are on their way are given a moment; streams end. Once."""
         self.served.close()
+        if self._trying is not None:
+            self._trying.cancel()
         for server, _ in self._servers:
             server.should_exit = True
         for _, task in self._servers:
@@ -140,6 +145,28 @@ class Api:
         if self._path:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
+
+    async def try_tcp(self, app: Asgi, address: str, port: int, tls: tuple[str, str] | None) -> None:
+        """What keeps others from asking must not keep the modules from being looked after: it is tried again later."""
+        try:
+            sock = tcp_socket(address, port)
+            at = sock.getsockname()[:2]
+            await self.begin(app, sock, tls=tls)
+            self.address, self.problem = at, ""
+        except NotServed as error:
+            if str(error) != self.problem:
+                log.error("%s. Until that is put right only the Unix socket is served", error)
+            self.problem = str(error)
+
+    def try_again(self, app: Asgi, address: str, port: int, tls: tuple[str, str] | None, again_s: float) -> None:
+        """In the background, until TCP is served."""
+
+        async def keep_trying() -> None:
+            while self.problem:
+                await asyncio.sleep(again_s)
+                await self.try_tcp(app, address, port, tls)
+
+        self._trying = asyncio.get_running_loop().create_task(keep_trying())
 
     def listen_locally(self, path: str) -> socket.socket:
         """The Unix socket, for its owner only."""
@@ -155,8 +182,12 @@ async def serve(
     server: str,
     port: int = PORT,
     mirrors: Mirrors | None = None,
+    again_s: float = AGAIN_S,
 ) -> Api:
-    """Serve until the Api is closed. Raises NotServed, ConfigurationError; KeyError for no server of the pair."""
+    """Serve until the Api is closed; TCP as soon as it can be.
+
+    Raises NotServed where the Unix socket cannot be, ConfigurationError; KeyError for no server of the pair.
+    """
     cluster = load_cluster(home.configuration)
     peer = cluster.peer_of(server).name
     asked = mirrors or MirrorSockets(home)
@@ -165,13 +196,12 @@ async def serve(
     api = Api(served)
     try:
         await api.begin(local(app), api.listen_locally(home.socket), protocol=_OwnerOnly)
-        address = address_of(cluster, server)
-        sock = tcp_socket(address, port)
-        api.address = sock.getsockname()[:2]
-        await api.begin(app, sock, tls=_tls(cluster, home))
     except NotServed:
         await api.close()
         raise
+    where = (app, address_of(cluster, server), port, _tls(cluster, home))
+    await api.try_tcp(*where)
+    api.try_again(*where, again_s)
     return api
 
 

@@ -52,7 +52,8 @@ def details_text(details: Details) -> Table:
     said = details.model_dump()
     module = said.pop("module")
     table.add_row("state", state_text(details.module.state, details.module.colour))
-    for name, value in _flat({**{key: module[key] for key in module if key not in ("state", "colour")}, **said}):
+    own = {name: value for name, value in module.items() if name not in ("state", "colour", "peer_colour")}
+    for name, value in [*_flat(own), *_flat(said)]:
         table.add_row(name, escape(_shown(name, value)))
     return table
 

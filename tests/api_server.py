@@ -265,7 +265,11 @@ class ApiServer:
         )
         for module in load_modules(self.home.configuration, cluster).accepted.values():
             await supervisor.add(module)
-        return supervisor, groups, await serve(supervisor, self.home, server="alpha", port=0, mirrors=self.mirrors)
+        return (
+            supervisor,
+            groups,
+            await serve(supervisor, self.home, server="alpha", port=0, mirrors=self.mirrors, again_s=0.1),
+        )
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """In the server's event loop."""

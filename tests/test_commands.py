@@ -100,7 +100,17 @@ def test_the_table_has_the_colours(shown: ApiServer) -> None:
 
 def test_show_events_and_log(shown: ApiServer) -> None:
     home = home_of(shown)
-    assert "mirror_port" in run("module", "show", "web", home=home).stdout
+    shown.group("web").details = {"vm": {"state": "on"}, "replication": {"sent_bytes": 2048}}
+    rows = [
+        line.partition(" ")[::2] for line in map(str.strip, run("module", "show", "web", home=home).stdout.split("\n"))
+    ]
+    said = {name: value.strip() for name, value in rows}
+    assert (said["vm"], said["vm.state"], said["mirror.sent_bytes"], said["mirror_port"]) == (
+        "on",
+        "on",
+        "2.0 KiB",
+        "5600",
+    )
     assert json.loads(run("module", "show", "web", "--json", home=home).stdout)["mirror_port"] == 5600
     events = run("events", home=home).stdout
     assert "STOP -> PRIM" in events
@@ -258,6 +268,15 @@ def test_help_lists_every_command() -> None:
         assert f" {word} " in done.stdout, word
     assert run("--version").stdout.startswith("hotpair ")
     assert "usage: hotpair simulate" in run("simulate", "--help").stdout
+
+
+def test_the_documentation_names_every_command() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "commands.md").read_text()
+    shown = run("--help", COLUMNS="100").stdout
+    listed = shown.partition("Commands:")[2].splitlines()
+    words = [line.split()[0] for line in listed if line.startswith("  ") and not line.startswith("   ")]
+    assert len(words) > 20
+    assert [word for word in words if f"`hotpair {word}" not in text] == []
 
 
 def test_the_shell_completes_commands() -> None:

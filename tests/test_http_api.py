@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import ssl
 import stat
@@ -359,9 +360,14 @@ def test_a_mirror_that_does_not_answer_holds_nothing_up(server: ApiServer, local
 def test_the_page_describes_every_route_and_loads_nothing(local: httpx.Client) -> None:
     paths = local.get("/openapi.json").json()["paths"]
     page = local.get("/docs").text
+    text = (Path(__file__).parent.parent / "docs" / "api.md").read_text()
     assert len(paths) >= 11
     for path in paths:
         assert path in page
+        assert path.replace("{module}", "MODULE").replace("/api/v1/modules/MODULE/log/stream", "/log/stream") in text
+    for name in re.findall(r"# HELP (\w+) ", local.get("/metrics").text):
+        base = name.removesuffix("_total")
+        assert any(base.endswith(word.removesuffix("_total")) for word in re.findall(r"`(\w+)", text)), name
     assert "<script" not in page
     assert "http://" not in page and "https://" not in page
 
@@ -389,7 +395,28 @@ def test_with_tls_the_certificate_is_the_servers(tmp_path: Path) -> None:
         server.close()
 
 
-def test_with_tls_and_no_certificate_nothing_is_served(tmp_path: Path) -> None:
-    with pytest.raises(NotServed, match="certificate"):
-        ApiServer(tmp_path, {"db": stopped()}, tls=True)
-    assert not (tmp_path / "state" / "api.sock").exists()
+@needs_openssl
+def test_without_its_certificate_only_the_socket_is_served_until_it_is_there(tmp_path: Path) -> None:
+    """The modules must be looked after all the same, and nothing goes over the network in the clear."""
+    home = tmp_path / "home"
+    (home / "tls").mkdir(parents=True)
+    server = ApiServer(home, {"db": stopped()}, tls=True)
+    try:
+        assert "certificate" in server.api.problem
+        assert server.api.address == ("", 0)
+        transport = httpx.HTTPTransport(uds=server.home.socket)
+        with httpx.Client(transport=transport, base_url="http://hotpair") as client:
+            assert client.get(API).status_code == 200
+        files = Authority(tmp_path, "authority").files("server")
+        os.rename(files.key, home / "tls" / "server.key")
+        os.rename(files.certificate, home / "tls" / "server.pem")
+        deadline = time.monotonic() + 20
+        while server.api.problem:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        context = ssl.create_default_context(cafile=files.authority)
+        context.check_hostname = False
+        with httpx.Client(base_url=server.url, verify=context, trust_env=False) as client:
+            assert client.get("/health/db").status_code == 503
+    finally:
+        server.close()
