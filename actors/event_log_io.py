@@ -39,11 +39,9 @@ class EventLog:
         self._hear = hear
         self._clock = clock
         self._failed = False
-        self._commanded = ""
         self.entries: deque[Mapping[str, Any]] = deque(maxlen=KEPT)
 
     def changed(self, before: Module, event: Event, after: Module) -> None:
-        self._commanded = event.command.value if isinstance(event, Commanded) else ""
         if before.state is not after.state:
             self.add("state", was=before.state.value, state=after.state.value, because=_cause(event, after))
         elif before.vm is not after.vm:
@@ -53,8 +51,8 @@ class EventLog:
         if reason.value:
             self.add("reason", text=reason.value)
 
-    def replied(self, reply: Reply) -> None:
-        self.add("command", command=self._commanded, accepted=reply.accepted, text=reply.why)
+    def replied(self, command: str, reply: Reply) -> None:
+        self.add("command", command=command, accepted=reply.accepted, text=reply.why)
 
     def add(self, kind: str, **fields: Any) -> None:
         """Time in seconds since 1970, UTC."""

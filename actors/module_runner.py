@@ -20,6 +20,7 @@ from hotpair.cluster.module_events import (
     Agree,
     Ask,
     CancelTimer,
+    Commanded,
     Effect,
     Event,
     FailTap,
@@ -106,7 +107,7 @@ class Diary(Protocol):
 
     def changed(self, before: Module, event: Event, after: Module) -> None: ...
     def told(self, reason: Reason) -> None: ...
-    def replied(self, reply: Reply) -> None: ...
+    def replied(self, command: str, reply: Reply) -> None: ...
 
 
 class RunnerEnded(Exception):
@@ -145,6 +146,7 @@ class ModuleRunner:
         self._busy = False
         self._salvage: bytes | None = None
         self._replies: Callable[[Reply], None] | None = None
+        self._command = ""
 
     @property
     def told(self) -> PeerView:
@@ -172,7 +174,7 @@ class ModuleRunner:
     def _take(self, event: Event, replies: Callable[[Reply], None] | None) -> None:
         before = self.module
         self.module, effects = step(before, event, Now(self._clock(), self._random(ID_BYTES)))
-        self._replies = replies
+        self._replies, self._command = replies, event.command.value if isinstance(event, Commanded) else ""
         if self.module is not before:
             self._diary.changed(before, event, self.module)
         for effect in effects:
@@ -236,7 +238,7 @@ class ModuleRunner:
         self._diary.told(effect.reason)
 
     def _reply(self, effect: Reply) -> None:
-        self._diary.replied(effect)
+        self._diary.replied(self._command, effect)
         if self._replies is not None:
             self._replies(effect)
 

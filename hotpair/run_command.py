@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from hotpair.actors.home import Home
 from hotpair.actors.ray_profile import Ports
 from hotpair.actors.ray_runtime_io import Runtime, RuntimeFailed
+from hotpair.api_values import PORT
 from hotpair.cluster.configuration_io import BadKey, load_cluster, load_key
 from hotpair.cluster.configuration_keys import ConfigurationError
-from hotpair.http_server_io import PORT
 from hotpair.service import build
 
 log = logging.getLogger("hotpair.run")

@@ -113,8 +113,8 @@ class Everything:
     def told(self, reason: Reason) -> None:
         self._note("reason", reason)
 
-    def replied(self, reply: Reply) -> None:
-        self._note("reply", reply.accepted)
+    def replied(self, command: str, reply: Reply) -> None:
+        self._note("reply", command, reply.accepted)
 
 
 def made(kind: Kind = Kind.WITNESS) -> tuple[ModuleRunner, Everything]:
@@ -184,12 +184,16 @@ def test_what_comes_while_effects_are_carried_out_waits_its_turn() -> None:
 
 
 def test_a_command_is_answered_to_who_gave_it() -> None:
-    runner, _ = started(wanted=False)
+    runner, ports = started(wanted=False)
     answers: list[Reply] = []
     runner.handle(Commanded(Command.START), answers.append)
     runner.handle(Commanded(Command.SWAP), answers.append)
     assert [answer.accepted for answer in answers] == [True, False]
     assert answers[1].why
+    assert [entry for entry in ports.said if entry[0] == "reply"] == [
+        ("reply", "start", True),
+        ("reply", "swap", False),
+    ]
 
 
 def shelf_at(folder: Path) -> ModuleShelf:

@@ -78,13 +78,15 @@ class Server:
         return Client.here(self.home)
 
     def state(self, module: str = "app") -> str:
-        """With "green" behind it where it is; empty while the service does not answer."""
+        """With "green" behind it where it is; empty while the service does not answer, or has not opened it."""
         try:
             with self.client() as client:
                 found = client.module(module)
         except ApiError:
             return ""
-        return f"{found.state} green" if found.ready else str(found.state)
+        if found.state is None:
+            return ""
+        return f"{found.state} green" if found.ready else found.state
 
     def processes(self) -> list[psutil.Process]:
         """The service, its Ray, its actors, its mirrors and its applications; and only its own."""
