@@ -41,12 +41,16 @@ class SourceReport:
             asked=verdicts.handover is not None,
             agreeing=verdicts.agreement.epoch is not None,
             record=self._copy.record,
-            bytes_changed=self._bytes_changed,
+            bytes_changed=None if self._counts_nothing else self._bytes_changed,
         )
+
+    @property
+    def _counts_nothing(self) -> bool:
+        return not self._copy.record.solo or self._copy.log.is_everything
 
     def tick(self, now: float) -> None:
         """A great many marks take a while to count, and the VM's writes wait meanwhile: it is done seldom then."""
-        if not self._copy.record.solo or self._copy.log.is_everything:
+        if self._counts_nothing:
             self._bytes_changed = None
             self._count_at = 0.0
         elif now >= self._count_at:
