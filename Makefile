@@ -1,4 +1,4 @@
-# The two commands a newcomer needs: make test, and make demo once there is one. Everything else is for developers.
+# The two commands a newcomer needs: make demo and make test. Everything else is for developers.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +8,11 @@ TEST_PACKAGES := fio attr acl postgresql sqlite3 iproute2 openssl strace etcd-se
 BENCH_PACKAGES := fio glusterfs-server glusterfs-client qemu-system-x86 qemu-utils qemu-block-extra qemu-system-common gcc libc6-dev openssl iproute2
 SOURCES := pyproject.toml $(shell find hotpair actors cluster replication hyperv -name '*.py')
 
-.PHONY: test lint types unit packages bench-packages bench torture mutants protocol-mutants clean
+.PHONY: demo test lint types unit packages bench-packages bench torture mutants protocol-mutants clean
+
+# The main job, shown on this machine: a power cut, the take-over, the return, a swap.
+demo: $(VENV)/installed
+	$(BIN)/hotpair demo
 
 test: packages lint types unit
 

@@ -22,6 +22,10 @@ def main() -> int:
         from hotpair.run_command import main as run
 
         return run(arguments[1:])
+    if arguments[:1] == ["demo"]:
+        from hotpair.demo_command import main as demo
+
+        return demo(arguments[1:])
     if arguments == ["--version"]:
         from hotpair import __version__
 

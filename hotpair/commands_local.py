@@ -35,6 +35,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(token_commands, name="token")
     for name, what in (
         ("run", "The service of this server (hotpair run --help)."),
+        ("demo", "The main job, shown on one machine."),
         ("mirror", "One mirror process without the rest (hotpair mirror source --help)."),
         ("witness", "The arbiter on a third machine (hotpair witness --help)."),
         ("simulate", "Lives of a pair with faults (hotpair simulate --help)."),
