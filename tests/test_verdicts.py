@@ -253,7 +253,8 @@ def test_a_solo_copy_takes_writes_at_once(pair: MirrorPair) -> None:
     """Nobody listens there, and nothing waits for that; afterwards it meets its target as always."""
     pair.source_arguments += ["--alone"]
     pair.start_source()
-    assert mirror_of(present(pair.source_state)) == ALONE
+    with Watch(pair.source_state) as watch:
+        watch.until_like(ALONE)
     first = on_disk(pair.source_state)
     write_file(pair, "file", "b'first'")
     pair.stop_source()
