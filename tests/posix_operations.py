@@ -144,10 +144,14 @@ class Operations:
 
     def seek(self, slot: int, offset: int, whence: int) -> int | Offset:
         descriptor = self._open[slot]
+        before = os.lseek(descriptor, 0, os.SEEK_CUR)
         position = os.lseek(descriptor, offset, whence)
-        if whence in (os.SEEK_HOLE, os.SEEK_DATA):
-            return Offset(position, os.fstat(descriptor).st_ino in self._preallocated)
-        return position
+        if whence not in (os.SEEK_HOLE, os.SEEK_DATA):
+            return position
+        is_preallocated = os.fstat(descriptor).st_ino in self._preallocated
+        if is_preallocated:  # where it went is not compared: what comes next must not begin there
+            os.lseek(descriptor, before, os.SEEK_SET)
+        return Offset(position, is_preallocated)
 
     def ftruncate(self, slot: int, length: int) -> None:
         os.ftruncate(self._open[slot], length)
