@@ -26,11 +26,11 @@ class Incarnation:
         os.makedirs(directory, mode=0o700, exist_ok=True)
         self._path = os.path.join(directory, f"{role}.lock")
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        if not _locked(self._descriptor, wait_s):
-            said = os.pread(self._descriptor, 100, 0).decode(errors="replace").split()
+        is_ours = _locked(self._descriptor, wait_s)
+        said = os.pread(self._descriptor, 100, 0).decode(errors="replace").split()
+        if not is_ours:
             os.close(self._descriptor)
             raise StillThere(f"{self._path} is held by process {said[1] if len(said) == 2 else 'unknown'}")
-        said = os.pread(self._descriptor, 100, 0).decode(errors="replace").split()
         self.number = (int(said[0]) if said and said[0].isdecimal() else 0) + 1
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, f"{self.number} {os.getpid()}".encode(), 0)

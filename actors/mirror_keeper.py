@@ -14,10 +14,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hotpair.actors.shelf_io import RECORD_FILE
 from hotpair.cluster import record as records
 from hotpair.cluster import record_io
 from hotpair.cluster.module_events import MirrorReported
@@ -159,11 +160,6 @@ class MirrorKeeper:
         except MirrorError:
             return {}
 
-    def ask(self, command: str, **given: Any) -> Mapping[str, Any]:
-        """What an operator asks of it (verify, ceiling). Raises MirrorError."""
-        with ControlClient(self._facts.state) as client:
-            return client.ask(command, **given)
-
     # ---- threads
 
     def _verdict(self, command: str, **given: Any) -> None:
@@ -177,7 +173,8 @@ class MirrorKeeper:
 
     def _give(self, command: str, given: dict[str, Any]) -> None:
         try:
-            self._least = self.ask(command, **given).get("number", 0)
+            with ControlClient(self._facts.state) as client:
+                self._least = client.ask(command, **given).get("number", 0)
         except Refused as refusal:
             log.warning("%s: %s: %s", self._facts.module, command, refusal)
             self._least = refusal.report["number"]
@@ -201,8 +198,9 @@ class MirrorKeeper:
             self._report_gone(began)
             return
         readable, written = os.pipe()
+        client, said_before = None, 0
         try:
-            with open(facts.log, "ab", buffering=0) as output:
+            with os.fdopen(written, "wb"), open(facts.log, "ab", buffering=0) as output:
                 said_before = output.tell()
                 # Its end of the pipe goes with the process: that it has died shows without waiting for a time limit.
                 subprocess.run(
@@ -215,11 +213,9 @@ class MirrorKeeper:
                     pass_fds=[written],
                     check=True,
                 )
-            os.close(written)
             client = self._connect(readable, began)
         except (OSError, subprocess.CalledProcessError) as error:
             log.error("%s: the mirror cannot be started: %s", facts.module, error)
-            client = None
         finally:
             os.close(readable)
         if client is None:
@@ -251,7 +247,7 @@ class MirrorKeeper:
                     return None
         return None
 
-    def _watch(self, client: ControlClient, news: Any, began: float | None = None) -> None:
+    def _watch(self, client: ControlClient, news: Iterator[Mapping[str, Any]], began: float = 0.0) -> None:
         try:
             for fields in news:
                 with self._talking:
@@ -266,7 +262,7 @@ class MirrorKeeper:
             if self._closed or self._watching is not client:
                 return
             self._watching = None
-        self._report_gone(began if began is not None else 0.0)
+        self._report_gone(began)
 
     def _report_gone(self, began: float) -> None:
         self._died = 0 if time.monotonic() - began > LIVED_S else self._died + 1
@@ -278,7 +274,7 @@ class MirrorKeeper:
     def _gone(self) -> MirrorReported:
         """No process: the record as it is on disk."""
         try:
-            record = record_io.load(os.path.join(self._facts.state, "record"))
+            record = record_io.load(os.path.join(self._facts.state, RECORD_FILE))
         except (RecordDamaged, RecordVersion, record_io.RecordNotStored) as error:
             log.error("%s: %s", self._facts.module, error)
             record = None

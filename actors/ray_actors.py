@@ -141,9 +141,6 @@ class ReplicationActor:
     def status(self) -> Mapping[str, Any]:
         return self._keeper.status()
 
-    def ask(self, command: str, given: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self._keeper.ask(command, **given)
-
     def close(self) -> None:
         self._keeper.close()
         self._held.release()

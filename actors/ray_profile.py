@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 OBJECT_STORE_BYTES = 80 << 20  # Ray demands 75 MiB; nothing of hotpair goes through it
+FIRST_PORT = 21000  # where nothing else is chosen
 PORTS = 60  # from the first one: services of the runtime, then workers
 WORKERS_AT_A_TIME = 8  # processes that start together: three for each of 25 modules would else take a minute
 

@@ -124,15 +124,13 @@ class Supervisor:
         arbiter: Arbiter,
         *,
         boot: str,
-        tell: Callable[[Mapping[str, Any]], None] = lambda entry: None,
     ) -> None:
         self._home = home
-        self._cluster = cluster
+        self.cluster = cluster
         self._settings = settings
         self._groups = groups
         self._arbiter = arbiter
         self._boot = boot
-        self._tell = tell
         self._listeners: list[Callable[[Mapping[str, Any]], None]] = []
         self._open: dict[str, _Open] = {}
         self._asking = ThreadPoolExecutor(QUESTIONS, "arbiter")
@@ -278,7 +276,6 @@ class Supervisor:
         return lambda: self._listeners.remove(hear)
 
     def _said(self, entry: Mapping[str, Any]) -> None:
-        self._tell(entry)
         for hear in tuple(self._listeners):
             hear(entry)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -144,17 +143,14 @@ class VmKeeper:
             self._tell()
 
     def _tell(self) -> None:
-        began = time.monotonic()
         with self._lock:
-            busy = self._orders > 0
-        if busy:
-            return
+            if self._orders:
+                return
         vm = self._look()
         with self._lock:
             if vm is None or vm is self._told or self._orders or self._closed.is_set():
                 return
             self._told = vm
-        log.debug("%s: looking took %.3f s", self._facts.module, time.monotonic() - began)
         self._hear(VmReported(vm))
 
     def _look(self) -> Vm | None:

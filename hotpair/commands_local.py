@@ -10,7 +10,7 @@ import typer
 
 from hotpair.access import WORDS, TokensUnusable
 from hotpair.actors.home import Home
-from hotpair.actors.ray_profile import Ports
+from hotpair.actors.ray_profile import FIRST_PORT, Ports
 from hotpair.api_values import PORT
 from hotpair.cluster.configuration import Cluster
 from hotpair.cluster.configuration_io import load_cluster, load_modules
@@ -20,7 +20,6 @@ from hotpair.safekit_import_io import NotImported, import_files
 from hotpair.support_io import NotCollected, collect
 from hotpair.tokens_io import TOKENS_FILE, add, load, remove
 
-FIRST_RAY_PORT = 21000  # default of hotpair run
 APPLY_S = 30.0
 
 ServerOption = Annotated[
@@ -63,7 +62,7 @@ def server_of(cluster: Cluster, given: str | None) -> str:
 def firewall(
     server: ServerOption = None,
     apply: Annotated[bool, typer.Option("--apply", help="Load them (nft -f), instead of printing them")] = False,
-    ray_port: Annotated[int, typer.Option(min=1024, max=65000, help="As for hotpair run")] = FIRST_RAY_PORT,
+    ray_port: Annotated[int, typer.Option(min=1024, max=65000, help="As for hotpair run")] = FIRST_PORT,
     home: HomeOption = None,
 ) -> None:
     """Firewall rules for nftables, from the configuration: modules' ports for the peer, Ray's for this machine only."""

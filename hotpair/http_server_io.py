@@ -21,7 +21,6 @@ from hotpair.actors.home import Home
 from hotpair.actors.supervisor import Supervisor
 from hotpair.api_values import PORT
 from hotpair.cluster.configuration import Cluster
-from hotpair.cluster.configuration_io import load_cluster
 from hotpair.http_api import Asgi, app_of, local
 from hotpair.served import Mirrors, MirrorSockets, Served
 
@@ -186,9 +185,9 @@ async def serve(
 ) -> Api:
     """Serve until the Api is closed; TCP as soon as it can be.
 
-    Raises NotServed where the Unix socket cannot be, ConfigurationError; KeyError for no server of the pair.
+    Raises NotServed where the Unix socket cannot be, KeyError for no server of the pair.
     """
-    cluster = load_cluster(home.configuration)
+    cluster = supervisor.cluster
     peer = cluster.peer_of(server).name
     asked = mirrors or MirrorSockets(home)
     served = Served(supervisor, home, cluster=cluster.name, server=server, peer=peer, mirrors=asked)

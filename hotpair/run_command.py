@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 
 from hotpair.actors.home import Home
-from hotpair.actors.ray_profile import Ports
+from hotpair.actors.ray_profile import FIRST_PORT, Ports
 from hotpair.actors.ray_runtime_io import Runtime, RuntimeFailed
 from hotpair.api_values import PORT
 from hotpair.cluster.configuration_io import BadKey, load_cluster, load_key
@@ -29,7 +29,6 @@ from hotpair.service import build
 
 log = logging.getLogger("hotpair.run")
 
-FIRST_PORT = 21000
 AGAIN_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # before Ray is started again, by how often it has ended soon
 LIVED_S = 60.0  # a runtime that lived so long did not end soon
 BUILD_S = 150.0  # until the supervisor has opened its modules

@@ -23,15 +23,18 @@ log = logging.getLogger("hotpair.service")
 class _Groups:
     """Opens modules' groups for the supervisor, as actors beside its own."""
 
-    def __init__(self, actor: SupervisorActor, cluster: Cluster, server: str, home: Home, key: bytes) -> None:
+    def __init__(
+        self, actor: SupervisorActor, cluster: Cluster, server: str, home: Home, key: bytes, boot: str
+    ) -> None:
         self._actor = actor
         self._cluster = cluster
         self._server = server
         self._home = home
         self._key = key
+        self._boot = boot
 
     async def open(self, module: Module, hear: Callable[[Event], None]) -> RayGroup:
-        facts = facts_of(module, self._cluster, self._server, self._home, key=self._key, boot=boot_id())
+        facts = facts_of(module, self._cluster, self._server, self._home, key=self._key, boot=self._boot)
         return await self._actor.open(facts, hear)
 
 
@@ -40,14 +43,14 @@ async def build(home: Home, server: str, api_port: int, actor: SupervisorActor) 
     cluster = load_cluster(home.configuration)
     cluster.peer_of(server)
     key = load_key(home.below(cluster.security.key_file))
-    modules = load_modules(home.configuration, cluster)
+    modules, boot = load_modules(home.configuration, cluster), boot_id()
     supervisor = Supervisor(
         home,
         cluster,
         lambda module: settings_of(module, cluster, server),
-        _Groups(actor, cluster, server, home, key),
+        _Groups(actor, cluster, server, home, key, boot),
         arbiter_of(cluster, home.configuration),
-        boot=boot_id(),
+        boot=boot,
     )
     for name, error in modules.refused.items():
         log.error("module %s is left out: %s", name, error)

@@ -20,6 +20,7 @@ from hotpair.replication import own_attributes_io
 from hotpair.replication.clean_stop import Row, TableDamaged, TooManyChanged, changed_files, row_of
 from hotpair.replication.limits import CLEAN_STOP_TABLE_S
 from hotpair.replication.objects_io import IDENTITY_SIZE
+from hotpair.replication.state_files_io import flush_directory, open_private
 from hotpair.replication.walk_io import all_but_directories
 
 log = logging.getLogger("hotpair.replication")
@@ -37,10 +38,10 @@ def write_table(state: str, root_fd: int, copy: bytes) -> None:
     path = os.path.join(state, NAME)
     temporary = path + ".new"
     try:
-        with open(temporary, "wb", opener=_private) as file:
+        with open(temporary, "wb", opener=open_private) as file:
             _write(file.fileno(), root_fd, copy)
         os.rename(temporary, path)
-        _flush_directory(state)
+        flush_directory(state)
     except (OSError, TimeoutError) as error:
         log.warning("files changed while the mirror is stopped will not be found: the table of this stop: %s", error)
         for left in (temporary, path):
@@ -68,7 +69,7 @@ def remove_table(state: str) -> None:
         os.unlink(os.path.join(state, NAME))
     except FileNotFoundError:
         return
-    _flush_directory(state)
+    flush_directory(state)
 
 
 def files_below(root_fd: int) -> Iterator[Row]:
@@ -146,15 +147,3 @@ def _pieces(fd: int, size: int) -> Iterator[bytes]:
             raise TableDamaged("it became shorter while it was read")
         offset += len(piece)
         yield piece
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
-def _flush_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -25,6 +25,7 @@ from hotpair.replication.limits import SALVAGE_CHUNK, SALVAGE_SPARE
 from hotpair.replication.own_log_io import read_own_log
 from hotpair.replication.process_io import lock_state
 from hotpair.replication.salvage import MAGIC, Index, Piece, Saved, encode_end, is_given_up, ranges_to_save
+from hotpair.replication.state_files_io import flush_directory, open_private
 from hotpair.replication.unsalvage_io import is_whole
 from hotpair.replication.walk_io import all_but_directories
 
@@ -119,7 +120,7 @@ class Salvage:
         self._check_room(planned)
         self._step("create")
         try:
-            with open(temporary, "xb", opener=_private) as file:
+            with open(temporary, "xb", opener=open_private) as file:
                 whole = self._write(file, root_fd, planned, index)
         except OSError as error:
             os.unlink(temporary)  # the state directory has need of the room
@@ -129,7 +130,7 @@ class Salvage:
         self._step("rename")
         os.rename(temporary, path)
         self._step("flush the directory")
-        _flush_directory(self._folder)
+        flush_directory(self._folder)
         return whole
 
     def _write(self, file: IO[bytes], root_fd: int, planned: list[Planned], index: Index) -> Index:
@@ -237,15 +238,3 @@ def _copy(file: IO[bytes], root_fd: int, one: Planned, position: int) -> tuple[t
     finally:
         os.close(fd)
     return tuple(pieces), position
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_CLOEXEC, 0o600)
-
-
-def _flush_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

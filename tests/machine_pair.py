@@ -18,6 +18,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import Any
 
+from hotpair.actors.shelf_io import flush_file_system
 from hotpair.cluster import arbitration, record_io
 from hotpair.cluster import record as records
 from hotpair.cluster.arbitration import Standing, granted, keeps_epochs, move, refused, unreachable
@@ -59,7 +60,6 @@ from hotpair.cluster.module_events import (
 from hotpair.cluster.module_machine import step
 from hotpair.cluster.module_values import Module, Role, Settings, State, Vm, ready, view
 from hotpair.cluster.record import Record, Side
-from hotpair.replication import linux_io
 from hotpair.replication.control_client import ControlClient
 from hotpair.replication.errors import MirrorError, Refused
 from hotpair.replication.own_log_io import bytes_changed
@@ -168,9 +168,7 @@ class Server:
             case Store():
                 assert self.process is None, "the mirror keeps the record while it runs"
                 if effect.flush:
-                    fd = os.open(self.directory, os.O_RDONLY)
-                    linux_io.syncfs(fd)
-                    os.close(fd)
+                    flush_file_system(self.directory)
                 record_io.store(f"{self.state}/record", effect.record)
             case StartMirror():
                 self._start(effect.role, effect.alone)

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from hotpair.cluster import record as records
-from hotpair.cluster.module_values import Mirror, MirrorMode, Role
+from hotpair.actors.mirror_keeper import reported
+from hotpair.cluster.module_values import Mirror
 from hotpair.cluster.record import Record
 from hotpair.replication.control_client import ControlClient
 from hotpair.replication.errors import MirrorError
@@ -20,11 +20,13 @@ Fields = dict[str, Any]
 def mirror_of(report: Fields) -> Mirror:
     flags = {name: report[name] for name in ("linked", "session", "in_sync", "asked", "agreeing")}
     assert all(type(value) is bool for value in flags.values()), report
-    return Mirror(Role(report["role"]), MirrorMode(report["mode"]), **flags)
+    mirror = reported(report).mirror
+    assert mirror is not None
+    return mirror
 
 
 def record_of(report: Fields) -> Record | None:
-    return records.decode(report["record"]) if report["record"] is not None else None
+    return reported(report).record
 
 
 def present(state: str) -> Fields:
