@@ -12,7 +12,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -121,13 +120,6 @@ class Server:
                 fuse_io.unmount(mount.point)
         psutil.wait_procs(everything, END_S)
         if self._service is not None:
-            self._service.wait(END_S)
-            self._service = None
-
-    def stop(self) -> None:
-        """The service only: what it has started goes on."""
-        if self._service is not None:
-            self._service.send_signal(signal.SIGTERM)
             self._service.wait(END_S)
             self._service = None
 
