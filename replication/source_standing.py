@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hotpair.replication.modes import Mode
+from hotpair.replication.modes import ALONE, Mode
 from hotpair.replication.source import Source
 
 
@@ -31,6 +31,8 @@ class Standing:
         """Say the mode, if it was another one before."""
         if before is not self._source.mode:
             self.say(f"state {self._source.mode.value}")
+        if self._source.mode is ALONE:  # by a verdict, or because a first reintegration failed
+            self.now_ready()
         self.changed()
 
 

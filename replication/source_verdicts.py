@@ -110,7 +110,6 @@ class Verdicts:
         self._copy.go_solo(self._source.marks, record)
         self._source.go_alone()
         self._standing.state_changed(FROZEN)
-        self._standing.now_ready()
 
     def tick(self, now: float) -> None:
         """The verdict by time."""
