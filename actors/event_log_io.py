@@ -12,6 +12,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from hotpair.cluster.module_events import Commanded, Event, PeerHeard, Reply
@@ -21,6 +22,13 @@ log = logging.getLogger("hotpair.events")
 
 LARGEST_LOG_BYTES = 4 << 20  # then it becomes the old one: a year of failovers, or a day of flapping
 KEPT = 500  # entries in memory, for whoever asks what happened lately
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something a module's helper has done that people must find; the state machine is not told."""
+
+    text: str
 
 
 class EventLog:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hotpair.actors.event_log_io import Note
 from hotpair.actors.shelf_io import RECORD_FILE
 from hotpair.cluster import record as records
 from hotpair.cluster import record_io
@@ -35,6 +36,9 @@ LOOK_S = 0.02  # between two looks whether that socket is there
 GRACE_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)  # before a process that has died at once is reported gone, by how often it did
 LIVED_S = 10.0  # a process that lived so long did not die at once
 SALVAGE_S = 24 * 3600.0
+TURN_S = 0.2  # for a verdict that is on its way: its answer is a report, too
+ANSWER_S = 0.2  # for a report that is asked for
+NO_REPORT = (KeyError, ValueError, RecordDamaged, RecordVersion)
 WORDS = 2000  # bytes of its log that are repeated when it does not come up
 
 
@@ -82,7 +86,7 @@ def reported(fields: Mapping[str, Any]) -> MirrorReported:
 class MirrorKeeper:
     """Methods return at once; `hear` is called from threads of its own, one report after the other."""
 
-    def __init__(self, facts: MirrorFacts, hear: Callable[[MirrorReported], None]) -> None:
+    def __init__(self, facts: MirrorFacts, hear: Callable[[MirrorReported | Note], None]) -> None:
         self._facts = facts
         self._hear = hear
         self._lock = threading.Lock()
@@ -94,6 +98,7 @@ class MirrorKeeper:
         self._starting = self._end_at_once = False
         self._died = 0  # times in a row, soon after its start
         self._closed = False
+        self._salvage_said = ""
         threading.Thread(target=self._give_verdicts, name="mirror verdicts", daemon=True).start()
 
     # ---- at the beginning and the end
@@ -152,6 +157,20 @@ class MirrorKeeper:
     def agree(self, based_on: Record, epoch: int, *, mine_first: bool) -> None:
         self._verdict("agree", based_on=records.encode(based_on), epoch=epoch, mine_first=mine_first)
 
+    def report(self) -> None:
+        """Have the process say how it is, if it answers within a moment; what is news has been heard on return."""
+        if not self._talking.acquire(timeout=TURN_S):
+            return
+        try:
+            with ControlClient(self._facts.state, ANSWER_S) as client:
+                self._tell(client.ask("report"))
+        except MirrorError as error:
+            log.info("%s: report: %s", self._facts.module, error)
+        except NO_REPORT as error:
+            self._is_no_report(error)
+        finally:
+            self._talking.release()
+
     def status(self) -> Mapping[str, Any]:
         """For people; empty when none runs."""
         try:
@@ -190,6 +209,9 @@ class MirrorKeeper:
         if fields["number"] > self._told and fields["number"] >= self._least:
             self._told = fields["number"]
             self._hear(reported(fields))
+
+    def _is_no_report(self, error: Exception) -> None:
+        log.error("%s: the mirror reports what is no report: %r", self._facts.module, error)
 
     def _start(self, role: Role, alone: bool, salvage: bytes | None) -> None:
         facts, began = self._facts, time.monotonic()
@@ -254,8 +276,8 @@ class MirrorKeeper:
                     self._tell(fields)
         except MirrorError as error:
             log.info("%s: %s", self._facts.module, error)
-        except (KeyError, ValueError, RecordDamaged, RecordVersion) as error:
-            log.error("%s: the mirror reports what is no report: %r", self._facts.module, error)
+        except NO_REPORT as error:
+            self._is_no_report(error)
         finally:
             client.close()
         with self._lock:
@@ -293,7 +315,12 @@ class MirrorKeeper:
             check=False,
         )
         if done.returncode:
-            log.error("%s: what only this server has is not saved: %s", facts.module, done.stderr.strip())
+            text = f"what only this server has is not saved, and nothing is copied over it: {done.stderr.strip()}"
+        else:
+            text = done.stdout.strip()
+        if text != self._salvage_said:
+            self._salvage_said = text
+            self._hear(Note(text))
         return not done.returncode
 
     def _words(self, since: int) -> str:

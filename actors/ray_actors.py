@@ -16,11 +16,12 @@ from typing import Any
 
 import ray
 
+from hotpair.actors.event_log_io import Note
 from hotpair.actors.heartbeat import Heartbeat, HeartbeatFacts
 from hotpair.actors.incarnation_io import Incarnation
 from hotpair.actors.mirror_keeper import MirrorFacts, MirrorKeeper
 from hotpair.actors.ray_profile import ACTOR_OPTIONS
-from hotpair.actors.supervisor import Found
+from hotpair.actors.supervisor import MOMENT_S, Found
 from hotpair.actors.vm_keeper import VmFacts, VmKeeper
 from hotpair.cluster.module_events import Event, MirrorReported, VmReported
 from hotpair.cluster.module_values import HowToStop, PeerView, Role, Vm
@@ -67,16 +68,22 @@ class _Post:
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._supervisor: Any = None
+        self._last: Any = None
 
-    def __call__(self, event: Event | None) -> None:
+    def __call__(self, event: Event | Note | None) -> None:
         """None: only that there is a new process in this role."""
         try:
             if self._supervisor is None:
                 self._supervisor = ray.get_actor(SUPERVISOR, namespace=NAMESPACE)
-            self._supervisor.hear.remote(self._origin, event)
+            self._last = self._supervisor.hear.remote(self._origin, event)
         except (ValueError, ray.exceptions.RayError) as error:
             self._supervisor = None  # it asks when it is there again
             log.warning("%s: the supervisor cannot be reached: %s", self._origin, error)
+
+    def is_heard(self) -> None:
+        """Wait a moment until what was said last has been heard."""
+        if self._last is not None:
+            ray.wait([self._last], timeout=MOMENT_S)
 
 
 class HeartbeatActor:
@@ -122,6 +129,11 @@ class ReplicationActor:
 
     def stop(self) -> None:
         self._keeper.stop()
+
+    def report(self) -> None:
+        """Returns when the supervisor has heard it: what it is told after that comes after it."""
+        self._keeper.report()
+        self._post.is_heard()
 
     def go_alone(self, based_on: Record, record: Record) -> None:
         self._keeper.go_alone(based_on, record)
@@ -238,6 +250,12 @@ class RayGroup:
     def agree(self, based_on: Record, epoch: int, *, mine_first: bool) -> None:
         self._mirror.agree.remote(based_on, epoch, mine_first)
 
+    async def ask_mirror(self) -> None:
+        try:
+            await self._mirror.report.remote()
+        except ray.exceptions.RayError as error:
+            log.warning("%s: its mirror cannot be asked: %s", self.facts.module, error)
+
     def link(self, lives: bool) -> None:
         self._link = lives
         self._actors[HEARTBEAT].link.remote(lives)
@@ -289,16 +307,16 @@ class SupervisorActor:
 
     async def __init__(self, build: Build) -> None:  # type: ignore[misc]  # Ray waits for it, in the event loop
         self._latest: dict[tuple[str, str], int] = {}
-        self._groups: dict[str, tuple[RayGroup, Callable[[Event], None]]] = {}
+        self._groups: dict[str, tuple[RayGroup, Callable[[Event | Note], None]]] = {}
         self._built = await build(self)
 
-    async def open(self, facts: GroupFacts, hear: Callable[[Event], None]) -> RayGroup:
+    async def open(self, facts: GroupFacts, hear: Callable[[Event | Note], None]) -> RayGroup:
         """For `build`'s supervisor, in this process."""
         group = RayGroup(facts)
         self._groups[facts.module] = (group, hear)
         return group
 
-    async def hear(self, origin: Origin, event: Event | None) -> None:
+    async def hear(self, origin: Origin, event: Event | Note | None) -> None:
         """From an actor; one that was replaced is not listened to."""
         who = (origin.module, origin.role)
         before = self._latest.get(who, 0)

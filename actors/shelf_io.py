@@ -25,12 +25,15 @@ class ModuleShelf:
         self._wishes = os.path.join(state, WISHES_FILE)
         self._directory = directory
         self._boot = boot
+        self._before = Wishes()
+        self.going_down = False  # what is stopped now is stopped for the host's sake: it stays wanted
         for path in (state, mirror):
             os.makedirs(path, mode=0o700, exist_ok=True)
 
     def load(self) -> tuple[Record | None, Wishes]:
         """Raises RecordDamaged, RecordVersion, RecordNotStored or WishesUnusable, each with what to do."""
-        return record_io.load(self._record), wishes_io.load(self._wishes)
+        record, self._before = record_io.load(self._record), wishes_io.load(self._wishes)
+        return record, self._before
 
     def store(self, record: Record, *, flush: bool) -> None:
         try:
@@ -41,10 +44,12 @@ class ModuleShelf:
             raise NotStored(str(error)) from error
 
     def remember(self, *, wanted: bool, maintenance: bool) -> None:
+        wishes = Wishes(wanted or (self.going_down and self._before.wanted), maintenance, self._boot)
         try:
-            wishes_io.store(self._wishes, Wishes(wanted, maintenance, self._boot))
+            wishes_io.store(self._wishes, wishes)
         except wishes_io.WishesUnusable as error:
             raise NotStored(str(error)) from error
+        self._before = wishes
 
 
 def flush_file_system(path: str) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from hotpair.actors.event_log_io import EventLog
+from hotpair.actors.event_log_io import EventLog, Note
 from hotpair.actors.heartbeat import boot_time, data_status
 from hotpair.actors.home import Home
 from hotpair.actors.module_runner import MirrorPort, ModuleRunner, NotStored, PeerPort, RunnerEnded, VmPort
@@ -27,9 +28,12 @@ from hotpair.cluster.module_events import (
     Answered,
     Command,
     Commanded,
+    Doubted,
     Event,
     Looked,
     MirrorReported,
+    PeerHeard,
+    PeerLost,
     Reply,
     Started,
     Timer,
@@ -43,6 +47,8 @@ from hotpair.cluster.wishes_io import Wishes, WishesUnusable
 log = logging.getLogger("hotpair.supervisor")
 
 AGAIN_S = 5.0  # after something of the module's own state could not be read or stored
+MOMENT_S = 0.3  # for a mirror's report, before a pulse is believed without it
+RUNS = (State.ALONE, State.PRIM)
 QUESTIONS = 8  # put to the arbiter at the same time; each blocks a thread for its time limit at most
 
 
@@ -63,13 +69,16 @@ class Group(MirrorPort, Protocol):
     @property
     def peer(self) -> PeerPort: ...
     def link(self, lives: bool) -> None: ...
+    async def ask_mirror(self) -> None:
+        """Have the mirror say how it is now, to `hear`; returns when that was heard, or it does not answer."""
+
     async def find(self) -> Found: ...
     async def status(self) -> Mapping[str, Any]: ...
     async def close(self) -> None: ...
 
 
 class Groups(Protocol):
-    async def open(self, module: Configured, hear: Callable[[Event], None]) -> Group:
+    async def open(self, module: Configured, hear: Callable[[Event | Note], None]) -> Group:
         """`hear` may be called from any thread."""
 
 
@@ -109,7 +118,13 @@ class _Open:
         self.group: Group | None = None
         self.runner: ModuleRunner | None = None
         self.timers: dict[Timer, asyncio.TimerHandle] = {}
+        self.of_peer: deque[Event] | None = None  # what the pulses said while the mirror is asked; None: it is not
         self.problem = ""
+
+    @property
+    def state(self) -> State | None:
+        """None: nothing is decided for it now."""
+        return None if self.runner is None else self.runner.module.state
 
 
 class Supervisor:
@@ -158,6 +173,33 @@ class Supervisor:
             raise ModuleRefused(f"{name} is {module.runner.module.state.value} here: stop it first")
         del self._open[name]
         await self._end(module)
+
+    def begin_to_stop_all(self) -> None:
+        """As stop_all, without waiting."""
+        self._do(self.stop_all())
+
+    async def stop_all(self) -> None:
+        """Stop every module before the host goes down, the peer's copies first; returns when they are stopped.
+
+        A primary is handed over to the peer. What the operator wants of a module stays, for the next boot.
+        """
+        copies = [one for one in self._open.values() if one.state is not None and one.state not in RUNS]
+        for modules in (copies, list(self._open.values())):
+            for module in modules:
+                module.shelf.going_down = True
+                await self.command(module.configured.name, Command.STOP)
+            await self._until_all(modules, State.STOP)
+
+    async def _until_all(self, modules: list[_Open], wanted: State) -> None:
+        """Those without a runner are not waited for."""
+        changed = asyncio.Event()
+        forget = self.listen(lambda entry: changed.set())
+        try:
+            while any(module.state not in (None, wanted) for module in modules):
+                changed.clear()
+                await changed.wait()
+        finally:
+            forget()
 
     async def close(self) -> None:
         """Leave everything as it runs: mirrors and VMs go on, the next supervisor takes them on."""
@@ -233,14 +275,49 @@ class Supervisor:
 
     # ---- events
 
-    def _post(self, module: _Open, event: Event) -> None:
+    def _post(self, module: _Open, event: Event | Note) -> None:
         """From any thread."""
-        self._loop.call_soon_threadsafe(self._take, module, event)
+        if isinstance(event, Note):
+            self._loop.call_soon_threadsafe(lambda: module.events.add("note", text=event.text))
+        else:
+            self._loop.call_soon_threadsafe(self._take, module, event)
 
     def _take(self, module: _Open, event: Event, replies: Callable[[Reply], None] | None = None) -> None:
         runner = module.runner
         if runner is None:
             return  # what was reported is looked at again when there is one
+        if isinstance(event, PeerHeard | PeerLost | Doubted):
+            if module.of_peer is not None:
+                module.of_peer.append(event)
+                return
+            if isinstance(event, PeerHeard) and _shows_another_record(runner.module, event):
+                module.of_peer = deque([event])
+                self._do(self._ask_mirror_first(module))
+                return
+        self._give(module, runner, event, replies)
+
+    async def _ask_mirror_first(self, module: _Open) -> None:
+        """The rule of PeerHeard; what the pulses say meanwhile comes after it, in its order."""
+        group = module.group
+        assert group is not None and module.of_peer is not None
+        try:
+            async with asyncio.timeout(MOMENT_S):
+                await group.ask_mirror()
+                await asyncio.sleep(0)  # what it has posted is taken first
+        except TimeoutError:
+            log.warning(
+                "%s: the mirror does not say how it is; the peer's pulse is not held up", module.configured.name
+            )
+        waiting, module.of_peer = module.of_peer, None
+        first = waiting.popleft()
+        if module.runner is not None:
+            self._give(module, module.runner, first)
+        for event in waiting:
+            self._take(module, event)
+
+    def _give(
+        self, module: _Open, runner: ModuleRunner, event: Event, replies: Callable[[Reply], None] | None = None
+    ) -> None:
         if isinstance(event, MirrorReported) and module.group is not None:
             module.group.link(event.mirror is not None and event.mirror.linked)
         try:
@@ -298,6 +375,11 @@ class Supervisor:
             known = ", ".join(sorted(self._open)) or "none yet: hotpair module add"
             raise UnknownModule(f"there is no module {name!r} on this server; there are: {known}")
         return module
+
+
+def _shows_another_record(module: Module, event: PeerHeard) -> bool:
+    """Whether the pulse must wait for this server's mirror to say how it is."""
+    return module.mirror is not None and (module.peer is None or module.peer.record != event.view.record)
 
 
 def _standing(name: str, module: Module | None, problem: str) -> Standing:

@@ -113,6 +113,10 @@ class Client:
             raise ApiError(f"{command!r} is no command") from error
         return Done.model_validate(self._ask("POST", f"{_path(name)}/commands", order))
 
+    def shutdown(self) -> Done:
+        """Begin to stop all modules of that server, as before its host goes down."""
+        return Done.model_validate(self._ask("POST", f"{API}/shutdown"))
+
     def verify(self, name: str, *, repair: bool = False) -> Done:
         return Done.model_validate(self._ask("POST", f"{_path(name)}/verify", Verify(repair=repair)))
 

@@ -180,6 +180,21 @@ _command("swap", "Let the two servers change their roles. Both must be green.")
 
 
 @app.command()
+def shutdown(
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds until what still runs is left running")] = 600.0,
+    home: HomeOption = None,
+) -> None:
+    """Stop all modules here before the host goes down, the peer's copies first; they stay wanted for the next boot."""
+    until = time.monotonic() + timeout
+    with _client(home) as client:
+        client.shutdown()
+        while running := [one.module for one in client.modules() if one.state not in (None, "STOP")]:
+            if time.monotonic() >= until:
+                raise Refused(f"not stopped within {timeout:g} s: {', '.join(running)}")
+            time.sleep(LOOK_S)
+
+
+@app.command()
 def prim(
     module: ModuleArgument,
     force: Annotated[

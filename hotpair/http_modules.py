@@ -84,6 +84,15 @@ def modules_router(served: Served, needs: Needs) -> APIRouter:
         said = None if found is None else found[0].get("replication", {}).get("verify")
         return Verification(known=False) if said is None else Verification(known=True, **said)
 
+    @router.post("/shutdown", response_model=Done, dependencies=[needs(Role.ADMIN)])
+    async def shutdown() -> Done:
+        """Begin to stop all modules here, the peer's copies first, as before the host goes down.
+
+        What is wanted of them stays: they are started again at the next boot, where their `boot` says so.
+        """
+        served.supervisor.begin_to_stop_all()
+        return Done()
+
     return router
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from hotpair.actors.event_log_io import Note
 from hotpair.actors.home import Home
 from hotpair.actors.module_facts import facts_of
 from hotpair.actors.ray_actors import RayGroup, SupervisorActor
@@ -33,7 +34,7 @@ class _Groups:
         self._key = key
         self._boot = boot
 
-    async def open(self, module: Module, hear: Callable[[Event], None]) -> RayGroup:
+    async def open(self, module: Module, hear: Callable[[Event | Note], None]) -> RayGroup:
         facts = facts_of(module, self._cluster, self._server, self._home, key=self._key, boot=self._boot)
         return await self._actor.open(facts, hear)
 

@@ -7,6 +7,7 @@ import os
 import shutil
 
 SLICE = "hotpair-vms.slice"
+STOPPED_BY = "hotpair-modules.service"  # at shutdown systemd ends a scope only after what it is ordered before
 BOOTED = "/run/systemd/system"  # sd_booted(3)
 
 
@@ -19,4 +20,5 @@ def scope_prefix(module: str, state_directory: str, booted: str = BOOTED) -> lis
     if program is None or os.geteuid() != 0 or not os.path.isdir(booted):
         return []
     which = hashlib.sha256(state_directory.encode()).hexdigest()[:8]
-    return [program, "--scope", "--quiet", "--collect", f"--unit=hotpair-vm-{module}-{which}", f"--slice={SLICE}", "--"]
+    unit = [f"--unit=hotpair-vm-{module}-{which}", f"--slice={SLICE}", f"--property=Before={STOPPED_BY}"]
+    return [program, "--scope", "--quiet", "--collect", *unit, "--"]

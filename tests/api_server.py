@@ -96,6 +96,7 @@ class Group:
         self.mistakes: list[str] = []
         self.details: dict[str, Any] = {"heartbeat": {}, "replication": {}, "vm": {}}
         self.hangs = False
+        self.mirror_answers: asyncio.Event | None = None  # when it is set; None: at once
         self.hear = hear
         self.vm = _Vm(self, begin.vm)
         self.peer = _Peer()
@@ -109,6 +110,12 @@ class Group:
 
     def report(self) -> None:
         self.hear(MirrorReported(self.mirror, record_io.load(self._record)))
+
+    async def ask_mirror(self) -> None:
+        if self.mirror_answers is not None:
+            self.said.append("asked")
+            await self.mirror_answers.wait()
+        self.report()
 
     async def find(self) -> Found:
         if self._begin.peer is not None:

@@ -23,7 +23,7 @@ from hotpair.http_server_io import NotServed, local_socket
 from tests.api_server import ApiServer, prim, second, stopped
 from tests.test_link_tls import Authority, needs_openssl
 
-QUICK_S = 0.2
+NOT_HELD_UP_S = 5.0  # nothing that is asked answers before the test ends
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_helpers_that_do_not_answer_hold_nothing_up(server: ApiServer, local: ht
     for path in (f"{API}/modules/web", "/metrics"):
         began = time.monotonic()
         answer = local.get(path)
-        assert time.monotonic() - began < QUICK_S, path
+        assert time.monotonic() - began < NOT_HELD_UP_S, path
         assert answer.status_code == 200
     assert local.get(f"{API}/modules/web").json()["age_s"] is None
 
@@ -350,7 +350,7 @@ def test_a_mirror_that_does_not_answer_holds_nothing_up(server: ApiServer, local
     try:
         began = time.monotonic()
         answer = local.post(f"{API}/modules/web/verify", json={})
-        assert time.monotonic() - began < QUICK_S
+        assert time.monotonic() - began < NOT_HELD_UP_S
         assert answer.status_code == 200
         assert "busy" in answer.json()["note"]
     finally:
