@@ -68,7 +68,6 @@ class Heartbeat:
     timeout_s: float
     fence_after_s: float
     vm_kill_s: float
-    port: int
 
 
 @dataclass(frozen=True)

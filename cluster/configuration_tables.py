@@ -81,7 +81,6 @@ HEARTBEAT = (
         "A primary whose writes are frozen and whose mirror hears nothing for so long stops its VM, pulses or not",
     ),
     Key("vm_kill_s", number(0.05, 600), 0.5, "A VM that is being killed writes no more after so long, at most"),
-    Key("port", _PORT, 4810, "UDP port of the pulses"),
 )
 
 ARBITRATION = (
@@ -136,7 +135,12 @@ SECURITY = (
 
 MODULE = (
     Key("directory", _PATH, REQUIRED, "What is mirrored: the directory of the VM's disks"),
-    Key("mirror_port", _PORT, REQUIRED, "TCP port of the module's mirror stream, another one for each module"),
+    Key(
+        "mirror_port",
+        _PORT,
+        REQUIRED,
+        "Port of the module's mirror stream (TCP) and of its pulses (UDP), another one for each module",
+    ),
     Key(
         "boot",
         choice("on", "off", "as-before"),
