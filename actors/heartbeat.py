@@ -15,14 +15,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from hotpair.actors.event_log_io import Note
 from hotpair.cluster import failure_detector as detecting
 from hotpair.cluster import pulse_views
 from hotpair.cluster.failure_detector import Change, PeerChanged, PeerStatus
 from hotpair.cluster.module_events import Doubted, Event, PeerHeard, PeerLost
 from hotpair.cluster.module_values import PeerView, State
-from hotpair.cluster.pulse import DataStatus, ModuleView
+from hotpair.cluster.pulse import DataStatus, ModuleView, Refusal
 from hotpair.cluster.pulse_io import Network, Pulses, View
 from hotpair.cluster.record import Record
+
+# These do not pass by themselves; the others are a stranger's, or a moment's.
+_LASTING = (Refusal.WRONG_KEY, Refusal.OTHER_VERSION, Refusal.MISDIRECTED)
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ class Heartbeat:
     """`run` it in an event loop; everything else is called in that loop's thread."""
 
     def __init__(
-        self, facts: HeartbeatFacts, hear: Callable[[Event], None], *, clock: Callable[[], float] = boot_time
+        self, facts: HeartbeatFacts, hear: Callable[[Event | Note], None], *, clock: Callable[[], float] = boot_time
     ) -> None:
         self._facts = facts
         self._hear = hear
@@ -108,6 +112,8 @@ class Heartbeat:
         self._link_lives = False
         self._woken = asyncio.Event()
         self._read: dict[int, str] = {}
+        self._refused: set[tuple[str, Refusal]] = set()  # networks and reasons that people were told of
+        self._differs = ""
 
     # ---- what others tell it
 
@@ -204,8 +210,36 @@ class Heartbeat:
             if self._detector.doubtful:
                 continue
             self._views = pulse_views.merge(self._views, heard.pulse)
+            self._compare()
             self._tell()
+        self._tell_refusal(network)
         self._woken.set()
+
+    def _tell_refusal(self, network: str) -> None:
+        """What keeps the servers apart until somebody puts it right, once."""
+        traffic = self._pulses.traffic[network]
+        for reason in _LASTING:
+            if traffic.refused[reason] and (network, reason) not in self._refused:
+                self._refused.add((network, reason))
+                self._hear(Note(f"from {self._facts.peer} over {network}: {traffic.refusal}"))
+
+    def _compare(self) -> None:
+        """Say when the two servers' files begin to differ, and when they are the same again."""
+        facts, said = self._facts, self._said()
+        assert self._views is not None
+        found = [("cluster.toml", self._views.configuration == facts.cluster)]
+        if said is not None:
+            found.append((f"modules/{facts.module}.toml", said.configuration == facts.digest))
+        differs = " and ".join(name for name, equal in found if not equal)
+        if differs == self._differs:
+            return
+        self._differs = differs
+        if differs:
+            self._hear(
+                Note(f"{differs} here and at {facts.peer} differ: make them the same, and restart both services")
+            )
+        else:
+            self._hear(Note("the configuration is the same on both servers again"))
 
     def _said(self) -> ModuleView | None:
         said = None if self._views is None else self._views.modules.get(self._facts.module)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hotpair.actors.event_log_io import Note
 from hotpair.actors.heartbeat import Heartbeat, HeartbeatFacts, boot_time, from_pulse, to_pulse
 from hotpair.cluster.module_events import Doubted, Event, PeerHeard, PeerLost
 from hotpair.cluster.module_values import PeerView, State
@@ -25,16 +26,29 @@ TOLD = PeerView(State.WAIT, False, first_record(), "boot of b", request=bytes(16
 class Side:
     """One server's heartbeat and what it has heard; `until` waits for the next thing heard."""
 
-    def __init__(self, name: str, peer: str, here: int, there: int, clock: Callable[[], float] = boot_time) -> None:
+    def __init__(
+        self,
+        name: str,
+        peer: str,
+        here: int,
+        there: int,
+        clock: Callable[[], float] = boot_time,
+        key: bytes = KEY,
+        digest: bytes = b"m",
+    ) -> None:
         self.heard: list[Event] = []
+        self.notes: list[str] = []
         self.new = asyncio.Event()
         network = Network("lan", ("127.0.0.1", here), ("127.0.0.1", there))
-        facts = HeartbeatFacts("vm", name, peer, KEY, (network,), 0.05, 0.6, f"boot of {name}", b"c", b"m")
+        facts = HeartbeatFacts("vm", name, peer, key, (network,), 0.05, 0.6, f"boot of {name}", b"c", digest)
         self.heartbeat = Heartbeat(facts, self._hear, clock=clock)
         self.task: asyncio.Task[None] | None = None
 
-    def _hear(self, event: Event) -> None:
-        self.heard.append(event)
+    def _hear(self, event: Event | Note) -> None:
+        if isinstance(event, Note):
+            self.notes.append(event.text)
+        else:
+            self.heard.append(event)
         self.new.set()
 
     def start(self) -> None:
@@ -47,8 +61,11 @@ class Side:
             await self.task
 
     async def until(self, event: Event) -> None:
+        await self.until_true(lambda: event in self.heard)
+
+    async def until_true(self, what: Callable[[], bool]) -> None:
         async with asyncio.timeout(LIMIT_S):
-            while event not in self.heard:
+            while not what():
                 self.new.clear()
                 await self.new.wait()
 
@@ -87,6 +104,27 @@ def test_they_hear_each_other_and_each_change_once() -> None:
         assert a.heartbeat.status()["module_configurations_equal"] is True
 
     pair(story)
+
+
+def test_a_module_that_is_configured_otherwise_at_the_peer_is_told_once() -> None:
+    async def story(a: Side, b: Side) -> None:
+        await a.until(PeerHeard(TOLD))
+        b.heartbeat.say(replace(TOLD, state=State.SECOND))
+        await a.until(PeerHeard(replace(TOLD, state=State.SECOND)))
+        assert len(a.notes) == 1 and "modules/vm.toml here and at b differ" in a.notes[0]
+
+    pair(story, digest=b"another")
+
+
+def test_a_peer_with_another_key_is_told_once_and_never_heard() -> None:
+    async def story(a: Side, b: Side) -> None:
+        await a.until_true(lambda: bool(a.notes))
+        await b.until_true(lambda: bool(b.notes))
+        assert a.heartbeat.status()["networks"]["lan"]["refused"]["wrong key"]
+        assert len(a.notes) == 1 and "over lan: pulse refused, wrong key" in a.notes[0]
+        assert a.heard in ([], [PeerLost()])
+
+    pair(story, key=bytes(32))
 
 
 def test_silence_is_told_once_and_the_return_of_the_same_view_as_well() -> None:
