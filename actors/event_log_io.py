@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hotpair.cluster.module_events import Commanded, Event, PeerHeard, Reply
+from hotpair.cluster.module_events import CheckerActed, Commanded, Event, PeerHeard, Reply
 from hotpair.cluster.module_values import Module, Reason
 
 log = logging.getLogger("hotpair.events")
@@ -78,6 +78,8 @@ class EventLog:
 def _cause(event: Event, after: Module) -> str:
     if isinstance(event, Commanded):
         return f"command {event.command.value}"
+    if isinstance(event, CheckerActed) and event.action is not None:
+        return f"a checker: {event.action.value}"
     if after.reason.value:
         return after.reason.value
     return "the peer was heard" if isinstance(event, PeerHeard) else ""

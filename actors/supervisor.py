@@ -16,13 +16,17 @@ from typing import Any, Protocol
 from hotpair.actors.event_log_io import EventLog
 from hotpair.actors.heartbeat import boot_time, data_status
 from hotpair.actors.home import Home
+from hotpair.actors.module_checks import ModuleChecks, Shown
 from hotpair.actors.module_runner import MirrorPort, ModuleRunner, NotStored, PeerPort, RunnerEnded, VmPort
 from hotpair.actors.shelf_io import ModuleShelf
 from hotpair.cluster.admission import ModuleRefused, admit
 from hotpair.cluster.arbiter_io import Arbiter
 from hotpair.cluster.arbitration import Claim, keeps_epochs, unreachable
+from hotpair.cluster.checker_rules import Tick
+from hotpair.cluster.checks import Checked, Watch
 from hotpair.cluster.configuration import Cluster
 from hotpair.cluster.configuration import Module as Configured
+from hotpair.cluster.loop_counter_io import LoopCounterUnusable
 from hotpair.cluster.module_events import (
     Answered,
     Command,
@@ -46,6 +50,9 @@ AGAIN_S = 5.0  # after something of the module's own state could not be read or 
 QUESTIONS = 8  # put to the arbiter at the same time; each blocks a thread for its time limit at most
 
 
+Report = Event | Checked | Tick  # what is taken one at a time: events of the module, and those of its checkers
+
+
 @dataclass(frozen=True)
 class Found:
     """What runs of a module when its supervisor starts."""
@@ -63,13 +70,16 @@ class Group(MirrorPort, Protocol):
     @property
     def peer(self) -> PeerPort: ...
     def link(self, lives: bool) -> None: ...
+    def check(self, watch: Watch) -> None:
+        """Which checks are to be made from now on."""
+
     async def find(self) -> Found: ...
     async def status(self) -> Mapping[str, Any]: ...
     async def close(self) -> None: ...
 
 
 class Groups(Protocol):
-    async def open(self, module: Configured, hear: Callable[[Event], None]) -> Group:
+    async def open(self, module: Configured, hear: Callable[[Report], None]) -> Group:
         """`hear` may be called from any thread."""
 
 
@@ -108,6 +118,8 @@ class _Open:
         self.events = events
         self.group: Group | None = None
         self.runner: ModuleRunner | None = None
+        self.checks: ModuleChecks | None = None
+        self.checks_timer: asyncio.TimerHandle | None = None
         self.timers: dict[Timer, asyncio.TimerHandle] = {}
         self.problem = ""
 
@@ -173,8 +185,9 @@ class Supervisor:
         assert group is not None
         try:
             record, wishes = module.shelf.load()
+            loop = module.shelf.load_loop()
             wishes = self._after_boot(module, wishes)
-        except (RecordDamaged, RecordVersion, RecordNotStored, WishesUnusable, NotStored) as error:
+        except (RecordDamaged, RecordVersion, RecordNotStored, WishesUnusable, LoopCounterUnusable, NotStored) as error:
             self._is_broken(module, str(error))
             return
         found = await group.find()
@@ -190,6 +203,19 @@ class Supervisor:
             clock=boot_time,
         )
         module.runner, module.problem = runner, ""
+        module.checks = ModuleChecks(
+            module.configured,
+            runner,
+            loop,
+            watch=group.check,
+            tick_after=lambda after_s: self._tick_after(module, after_s),
+            other=lambda name: self.known(name) if name in self._open else None,
+            shelf=module.shelf,
+            diary=module.events,
+            clock=boot_time,
+        )
+        if found.mirror is None and found.vm is Vm.OFF and not wishes.maintenance:
+            module.checks.hold_before_start()
         started = Started(
             record, wishes.wanted, wishes.maintenance, self._boot, found.mirror, found.vm, found.bytes_changed
         )
@@ -205,10 +231,7 @@ class Supervisor:
         return Wishes(wanted, wishes.maintenance, self._boot)
 
     async def _end(self, module: _Open) -> None:
-        for handle in module.timers.values():
-            handle.cancel()
-        module.timers.clear()
-        module.runner = None
+        self._no_runner(module)
         if module.group is not None:
             await module.group.close()
 
@@ -216,11 +239,17 @@ class Supervisor:
         """Nothing is decided for it until its own state can be read and stored; what runs goes on."""
         if why != module.problem:
             module.events.add("problem", text=why)
-        module.runner, module.problem = None, why
+        self._no_runner(module)
+        module.problem = why
+        self._loop.call_later(AGAIN_S, self._try_again, module)
+
+    def _no_runner(self, module: _Open) -> None:
         for handle in module.timers.values():
             handle.cancel()
         module.timers.clear()
-        self._loop.call_later(AGAIN_S, self._try_again, module)
+        if module.checks_timer is not None:
+            module.checks_timer.cancel()
+        module.runner = module.checks = module.checks_timer = None
 
     def _try_again(self, module: _Open) -> None:
         if module.runner is None and self._open.get(module.configured.name) is module:
@@ -233,20 +262,29 @@ class Supervisor:
 
     # ---- events
 
-    def _post(self, module: _Open, event: Event) -> None:
+    def _post(self, module: _Open, event: Report) -> None:
         """From any thread."""
         self._loop.call_soon_threadsafe(self._take, module, event)
 
-    def _take(self, module: _Open, event: Event, replies: Callable[[Reply], None] | None = None) -> None:
-        runner = module.runner
-        if runner is None:
+    def _take(self, module: _Open, event: Report, replies: Callable[[Reply], None] | None = None) -> None:
+        runner, checks = module.runner, module.checks
+        if runner is None or checks is None:
             return  # what was reported is looked at again when there is one
         if isinstance(event, MirrorReported) and module.group is not None:
             module.group.link(event.mirror is not None and event.mirror.linked)
         try:
-            runner.handle(event, replies)
-        except RunnerEnded as error:
+            if isinstance(event, Checked | Tick):
+                checks.hear(event)
+            else:
+                runner.handle(event, replies)
+                checks.follow(event)
+        except (RunnerEnded, NotStored) as error:
             self._is_broken(module, str(error))
+
+    def _tick_after(self, module: _Open, after_s: float) -> None:
+        if module.checks_timer is not None:
+            module.checks_timer.cancel()
+        module.checks_timer = self._loop.call_later(after_s, self._take, module, Tick())
 
     # ---- what people and programs ask
 
@@ -261,7 +299,10 @@ class Supervisor:
 
     def standing(self, name: str) -> Standing:
         module = self._module(name)
-        return _standing(name, None if module.runner is None else module.runner.module, module.problem)
+        if module.runner is None or module.checks is None:
+            return _standing(name, None, module.problem)
+        now = module.runner.module
+        return _standing(name, now, module.problem, module.checks.reason(now))
 
     def standings(self) -> list[Standing]:
         """In the order of the modules' names."""
@@ -287,6 +328,11 @@ class Supervisor:
         runner = self._module(name).runner
         return None if runner is None else runner.module
 
+    def checks(self, name: str) -> list[Shown]:
+        """What the module's checkers have found; empty while it has no runner."""
+        checks = self._module(name).checks
+        return [] if checks is None else checks.shown()
+
     async def details(self, name: str) -> Mapping[str, Any]:
         """What mirror, VM and pulses say of themselves."""
         group = self._module(name).group
@@ -300,7 +346,7 @@ class Supervisor:
         return module
 
 
-def _standing(name: str, module: Module | None, problem: str) -> Standing:
+def _standing(name: str, module: Module | None, problem: str, checkers: str = "") -> Standing:
     if module is None:
         return Standing(name, None, False, problem, "", "unknown", False, False, "", "", False, False, problem)
     peer: PeerView | None = module.peer
@@ -308,7 +354,7 @@ def _standing(name: str, module: Module | None, problem: str) -> Standing:
         module=name,
         state=module.state,
         ready=ready(module),
-        reason=module.reason.value,
+        reason=" ".join(filter(None, (module.reason.value, checkers))),
         vm=module.vm.value,
         data=data_status(module.record).value,
         maintenance=module.maintenance,

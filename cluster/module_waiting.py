@@ -62,6 +62,8 @@ def wait_state(draft: Draft) -> None:
     if module.held:
         draft.because(Reason.CHECKER)
         draft.stop_mirror()
+        if draft.module.mirror is None:
+            consent(draft)  # as long as it is held, the peer is not kept waiting for it
         return
     if module.asking is not None and module.asking.purpose in (Purpose.OPERATOR, Purpose.OPERATOR_FORCED):
         return
