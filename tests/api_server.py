@@ -68,6 +68,7 @@ class Begin:
     mirror: Mirror | None = None
     vm: Vm = Vm.OFF
     peer: PeerView | None = None
+    checkers: str = ""  # tables of the module's configuration
 
 
 def stopped() -> Begin:
@@ -248,7 +249,9 @@ class ApiServer:
         (folder / "cluster.toml").write_text(CLUSTER.format(tls=str(tls).lower()))
         (folder / "modules").mkdir()
         for number, (name, begin) in enumerate(self.begins.items()):
-            (folder / "modules" / f"{name}.toml").write_text(MODULE.format(name=name, port=5600 + number))
+            (folder / "modules" / f"{name}.toml").write_text(
+                MODULE.format(name=name, port=5600 + number) + begin.checkers
+            )
             (folder / "vm" / name).mkdir(parents=True)
             os.makedirs(self.home.mirror_state(name))
             if begin.record is not None:
