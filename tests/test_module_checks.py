@@ -437,6 +437,15 @@ def test_while_the_mirror_holds_the_writes_nothing_is_done() -> None:
     assert server.module.state is State.PRIM and server.vm_orders == []
 
 
+def test_a_server_that_is_cut_off_does_not_give_up_at_once_what_it_runs() -> None:
+    """Router and peer are lost together: it is for the arbiter to say who goes on, and then for the confirmed rule."""
+    server = prim(ROUTER).go_on(60)
+    server.finds["router"] = Finding.DOWN
+    server.take(MirrorReported(Mirror(Role.SOURCE, MirrorMode.FROZEN, session=True), server.record)).go_on(5)
+    assert server.finding("router") is Finding.DOWN and not server.module.held
+    assert server.module.state is State.PRIM and server.vm_orders == []
+
+
 def test_a_module_that_changes_its_place_begins_anew() -> None:
     server = prim(TCP).go_on(60)
     server.finds["web"] = Finding.DOWN

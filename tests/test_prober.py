@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
+import queue
+import socket
 import threading
 from collections.abc import Callable
 
+from hotpair.actors.module_probes import prober_of
 from hotpair.actors.prober import Prober
+from hotpair.actors.vm_keeper import VmFacts, VmKeeper
 from hotpair.cluster.check_times import LATE_S, Turn, next_at
+from hotpair.cluster.checker_rules import Action
 from hotpair.cluster.checks import Checked, Finding, Found, Watch, down, up
+from hotpair.cluster.configuration import Checker
+from hotpair.hyperv.driver import Driver, Heartbeat, Observation, VmState
 
 PERIOD_S, LIMIT_S = 10.0, 5.0
 
@@ -164,3 +172,40 @@ def test_a_check_with_a_mistake_in_it_says_nothing_about_what_it_looks_at() -> N
     except ZeroDivisionError:
         pass
     assert [one.found.finding for one in said] == [Finding.UNKNOWN]
+
+
+class OnlyLooks:
+    """A driver as far as a keeper needs it to look."""
+
+    def observe(self) -> Observation:
+        return Observation(VmState.ON, Heartbeat.LOST, 40.0)
+
+
+def test_the_probes_of_a_module_beside_its_vm() -> None:
+    """As the VM's actor has them: from values that were sent to it, and from its own keeper."""
+
+    def checker(name: str, kind: str, **options: object) -> Checker:
+        return Checker(name, kind, 60.0, 5.0, 15.0, 0.0, Action.NONE, False, options)
+
+    def make() -> Driver:
+        return OnlyLooks()  # type: ignore[return-value]
+
+    heard: queue.SimpleQueue[Checked] = queue.SimpleQueue()
+    keeper = VmKeeper(VmFacts("web", "stop", 60.0, 60.0), make, lambda event: None)
+    keeper.find()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        configured = (
+            checker("vm", "vm-state"),
+            checker("guest", "guest-heartbeat"),
+            checker("web", "tcp", address=address),
+        )
+        prober = prober_of(pickle.loads(pickle.dumps(configured)), "web", keeper, heard.put)
+        prober.watch(pickle.loads(pickle.dumps(Watch(frozenset({"vm", "guest", "web"}), 7))))
+        said = [heard.get(timeout=60) for _ in range(3)]
+    prober.close()
+    keeper.close()
+    assert {one.checker: one.found.finding for one in said} == {
+        "vm": Finding.UP, "guest": Finding.DOWN, "web": Finding.UP,
+    }  # fmt: skip
+    assert {one.run for one in said} == {7}
