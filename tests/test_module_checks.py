@@ -10,13 +10,14 @@ import pytest
 
 from hotpair.actors.module_checks import ModuleChecks
 from hotpair.actors.module_runner import ModuleRunner, NotStored
-from hotpair.cluster.arbitration import Claim, Kind
+from hotpair.cluster.arbitration import Claim, Kind, granted
 from hotpair.cluster.checker_rules import Tick
 from hotpair.cluster.checks import HERE_ONLY, Checked, Finding, Found, Watch
 from hotpair.cluster.configuration import Module as Configured
 from hotpair.cluster.configuration import parse_cluster, parse_module
 from hotpair.cluster.loop_counter_io import LoopCounter
 from hotpair.cluster.module_events import (
+    Answered,
     Command,
     Commanded,
     Event,
@@ -98,6 +99,7 @@ class Server:
         self.counter = counter or LoopCounter()
         self.vm_starts = True
         self.counter_fails = False
+        self.claims: list[Claim] = []
         self._events: deque[Event] = deque()
         self._tick_at = float("inf")
         module = configured(checkers, top)
@@ -160,6 +162,9 @@ class Server:
     def module(self) -> Module:
         return self.runner.module
 
+    def is_in(self, state: State) -> bool:
+        return self.runner.module.state is state
+
     @property
     def vm_orders(self) -> list[str]:
         return [word for word in self.said if word.endswith("vm")]
@@ -200,6 +205,7 @@ class Server:
 
     def claim(self, claim: Claim) -> None:
         self.said.append("claim")
+        self.claims.append(claim)
 
     def look(self, request_id: bytes) -> None:
         raise AssertionError("there is nothing to look at")
@@ -328,7 +334,7 @@ def test_after_max_loop_the_module_stops_and_says_why() -> None:
     )
     assert server.counter.stopped == reason, "a restarted service says it as well"
     server.command(Command.START).go_on(2)
-    assert server.module.state is State.ALONE
+    assert server.is_in(State.ALONE)
     assert server.counter == LoopCounter(), "somebody has looked after it"
 
 
@@ -343,7 +349,16 @@ def test_a_restarted_service_goes_on_counting() -> None:
         server.finds["web"] = Finding.DOWN
         server.go_on(3 * (BOOT_S + CONFIRM_S + 2))
         assert server.vm_orders == ["stop vm", "start vm", "stop vm"]
-        assert server.module.state is State.STOP
+        assert server.is_in(State.STOP)
+
+
+@pytest.mark.parametrize(("ago_s", "expected"), [(86000.0, "stop"), (86500.0, "restart"), (-86500.0, "stop")])
+def test_what_was_counted_before_gets_old(ago_s: float, expected: str) -> None:
+    """A clock that was set back since makes it count longer."""
+    server = alone(TCP, counter=LoopCounter((WALL - ago_s,) * 3)).go_on(60)
+    server.finds["web"] = Finding.DOWN
+    server.go_on(CONFIRM_S + 1)
+    assert server.log[-1].startswith(f"{expected}: ")
 
 
 def test_a_count_that_cannot_be_stored_is_no_action() -> None:
@@ -387,13 +402,13 @@ def test_a_swap_that_is_refused_is_tried_again_counted_and_ends_in_a_stop() -> N
     server = alone(TCP + 'action = "swap"\n').go_on(60)
     server.finds["web"] = Finding.DOWN
     server.go_on(CONFIRM_S + 1)
-    assert server.vm_orders == [] and server.module.state is State.ALONE
+    assert server.vm_orders == [] and server.is_in(State.ALONE)
     refusal = "It cannot be done: A swap needs PRIM here and SECOND at the peer, both green."
     assert server.log[-1].endswith(refusal)
     server.go_on(2 * CONFIRM_S)
     assert sum(line.endswith(refusal) for line in server.log) == 3
     server.go_on(CONFIRM_S)
-    assert server.module.state is State.STOP and "automatic action 4" in server.checks.reason(server.module)
+    assert server.is_in(State.STOP) and "automatic action 4" in server.checks.reason(server.module)
 
 
 # ---- where nothing is done
@@ -434,7 +449,8 @@ def test_while_the_mirror_holds_the_writes_nothing_is_done() -> None:
     server.finds["web"] = Finding.DOWN
     frozen = Mirror(Role.SOURCE, MirrorMode.FROZEN, session=True)
     server.take(MirrorReported(frozen, server.record)).go_on(600)
-    assert server.module.state is State.PRIM and server.vm_orders == []
+    assert server.is_in(State.PRIM) and server.vm_orders == []
+    assert server.module.plan is None and server.counter == LoopCounter()
 
 
 def test_a_server_that_is_cut_off_does_not_give_up_at_once_what_it_runs() -> None:
@@ -443,7 +459,7 @@ def test_a_server_that_is_cut_off_does_not_give_up_at_once_what_it_runs() -> Non
     server.finds["router"] = Finding.DOWN
     server.take(MirrorReported(Mirror(Role.SOURCE, MirrorMode.FROZEN, session=True), server.record)).go_on(5)
     assert server.finding("router") is Finding.DOWN and not server.module.held
-    assert server.module.state is State.PRIM and server.vm_orders == []
+    assert server.is_in(State.PRIM) and server.vm_orders == []
 
 
 def test_a_module_that_changes_its_place_begins_anew() -> None:
@@ -469,7 +485,7 @@ def test_a_start_waits_for_what_it_needs() -> None:
     assert server.go_on(10).module.held, "unknown is not up"
     server.finds["router"] = Finding.UP
     server.go_on(1)
-    assert server.module.state is State.ALONE and server.vm_orders == ["start vm"]
+    assert server.is_in(State.ALONE) and server.vm_orders == ["start vm"]
     assert server.counter.actions_at == (), "nothing was stopped"
 
 
@@ -479,10 +495,10 @@ def test_what_runs_waits_when_it_is_confirmed_and_goes_on_when_it_is_up() -> Non
     server.go_on(CONFIRM_S - 1)
     assert server.said == []
     server.go_on(2)
-    assert server.module.state is State.WAIT and server.vm_orders == ["stop vm"]
+    assert server.is_in(State.WAIT) and server.vm_orders == ["stop vm"]
     server.finds["router"] = Finding.UP
     server.go_on(2)
-    assert server.module.state is State.ALONE and server.vm_orders == ["stop vm", "start vm"]
+    assert server.is_in(State.ALONE) and server.vm_orders == ["stop vm", "start vm"]
     assert len(server.counter.actions_at) == 1
     assert "Holds the module no longer: up again: router" in server.log
 
@@ -491,9 +507,9 @@ def test_maintenance_lets_go_what_waits() -> None:
     server = Server(ROUTER)
     server.finds["router"] = Finding.DOWN
     server.open().take(PeerLost()).go_on(10)
-    assert server.module.state is State.WAIT
+    assert server.is_in(State.WAIT)
     server.command(Command.MAINTENANCE_ON)
-    assert server.module.state is State.ALONE
+    assert server.is_in(State.ALONE)
 
 
 def test_a_second_that_would_wait_is_not_green_and_does_not_take_over() -> None:
@@ -501,13 +517,27 @@ def test_a_second_that_would_wait_is_not_green_and_does_not_take_over() -> None:
     assert ready(server.module)
     server.finds["router"] = Finding.DOWN
     server.go_on(2)
-    assert server.module.state is State.SECOND and not ready(server.module)
+    assert server.is_in(State.SECOND) and not ready(server.module)
     server.take(MirrorReported(Mirror(Role.TARGET, MirrorMode.PAIRED, session=True), server.record), PeerLost())
     assert (server.module.state, server.module.reason) == (State.WAIT, Reason.CHECKER)
     assert "claim" not in server.said
     server.finds["router"] = Finding.UP
     server.go_on(2)
     assert "claim" in server.said
+
+
+def test_what_runs_by_a_grant_that_came_late_is_not_held_any_more() -> None:
+    """From then on it is for the confirmed rule."""
+    server = second(ROUTER)
+    server.take(MirrorReported(Mirror(Role.TARGET, MirrorMode.PAIRED, session=True), server.record), PeerLost())
+    server.finds["router"] = Finding.DOWN
+    server.go_on(1)
+    assert server.module.held
+    claim = server.claims[-1]
+    server.take(Answered(granted(claim, "nobody else is there")))
+    assert server.is_in(State.ALONE) and not server.module.held
+    server.go_on(CONFIRM_S + 2)
+    assert server.is_in(State.WAIT) and server.module.held
 
 
 def test_a_service_that_finds_the_module_running_does_not_stop_it_for_what_it_has_not_looked_at_yet() -> None:
@@ -527,6 +557,6 @@ def test_a_module_waits_for_another_one_on_either_server() -> None:
     assert server.go_on(10).finding("db") is Finding.DOWN
     server.others["db"] = replace(there, peer=PeerView(State.PRIM, True, None, "b"))
     assert server.go_on(10).finding("db") is Finding.UP
-    assert server.module.state is State.ALONE
+    assert server.is_in(State.ALONE)
     server.others["db"] = replace(there, state=State.ALONE, vm=Vm.ON)
     assert server.go_on(10).finding("db") is Finding.UP

@@ -92,7 +92,7 @@ def test_a_check_that_hangs_is_down_in_time_and_keeps_no_other_waiting() -> None
     assert checks.heard[-1].checker == "hangs" and checks.heard[-1].found.finding is Finding.DOWN, "too late to count"
     assert checks.at(106.0 + 2 * PERIOD_S) == 2
     checks.end()
-    assert checks.heard[-1].found.finding is Finding.UP
+    assert checks.findings[-1] == ("hangs", Finding.UP)
 
 
 def test_a_new_run_of_the_module_is_looked_at_at_once_and_the_old_one_is_not_heard() -> None:

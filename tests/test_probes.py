@@ -239,7 +239,7 @@ def test_the_vm(seen: Seen, state: Finding, heartbeat: Finding) -> None:
 
 
 def test_every_kind_has_its_probe() -> None:
-    options = {
+    options: dict[str, dict[str, object]] = {
         "tcp": {"address": "127.0.0.1:1"},
         "ping": {"address": "127.0.0.1"},
         "process": {"process": "nothing-of-this-name"},

@@ -17,9 +17,8 @@ CHECKERS = """
 [checkers.health]
 kind = "command"
 command = ["/usr/bin/test", "!", "-e", "{sick}"]
-period_s = 1
-timeout_s = 1
-confirm_s = 2
+timeout_s = 10
+confirm_s = 12
 start_s = 0
 action = "restart"
 [checkers.vm]
