@@ -63,7 +63,7 @@ def wait_state(draft: Draft) -> None:
         draft.because(Reason.CHECKER)
         draft.stop_mirror()
         if draft.module.mirror is None:
-            consent(draft)  # as long as it is held, the peer is not kept waiting for it
+            consent(draft)  # it has nothing to lose by it if it is outdated
         return
     if module.asking is not None and module.asking.purpose in (Purpose.OPERATOR, Purpose.OPERATOR_FORCED):
         return

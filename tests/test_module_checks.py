@@ -526,6 +526,14 @@ def test_a_second_that_would_wait_is_not_green_and_does_not_take_over() -> None:
     assert "claim" in server.said
 
 
+def test_an_outdated_copy_that_waits_for_a_checker_lets_its_peer_go_on() -> None:
+    server = Server(ROUTER, record=replace(first_record(), last_role="SECOND", in_sync=False, outdated=True)).open()
+    assert (server.module.state, server.module.reason) == (State.WAIT, Reason.CHECKER)
+    question = b"?" * 16
+    server.take(PeerHeard(PeerView(State.PRIM, False, first_record(), BOOT, request=question)))
+    assert server.module.consent == question
+
+
 def test_what_runs_by_a_grant_that_came_late_is_not_held_any_more() -> None:
     """From then on it is for the confirmed rule."""
     server = second(ROUTER)
