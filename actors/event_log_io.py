@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hotpair.cluster.module_events import Commanded, Event, PeerHeard, Reply
+from hotpair.cluster.module_events import CheckerActed, Commanded, Event, PeerHeard, Reply
 from hotpair.cluster.module_values import Module, Reason
 
 log = logging.getLogger("hotpair.events")
@@ -86,6 +86,8 @@ class EventLog:
 def _cause(event: Event, after: Module) -> str:
     if isinstance(event, Commanded):
         return f"command {event.command.value}"
+    if isinstance(event, CheckerActed) and event.action is not None:
+        return f"a checker: {event.action.value}"
     if after.reason.value:
         return after.reason.value
     return "the peer was heard" if isinstance(event, PeerHeard) else ""

@@ -5,12 +5,15 @@ A module's pulses and its mirror stream have the same port number, the one in UD
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from hotpair.actors.heartbeat import HeartbeatFacts
 from hotpair.actors.home import Home
 from hotpair.actors.mirror_keeper import MirrorFacts
 from hotpair.actors.ray_actors import GroupFacts
 from hotpair.actors.vm_keeper import VmFacts
-from hotpair.cluster.configuration import Cluster, Module, digest
+from hotpair.cluster.checks import HERE_ONLY
+from hotpair.cluster.configuration import Checker, Cluster, Module, digest
 from hotpair.cluster.pulse_io import Network
 from hotpair.hyperv.driver import Place
 
@@ -60,7 +63,15 @@ def facts_of(module: Module, cluster: Cluster, server: str, home: Home, *, key: 
             lock=home.driver_state(module.name) + ".lock",
             server=server,
         ),
+        checkers=tuple(_placed(one, home) for one in module.checkers if one.kind not in HERE_ONLY),
     )
+
+
+def _placed(checker: Checker, home: Home) -> Checker:
+    options = dict(checker.options)
+    if "path" in options:
+        options["path"] = home.below(options["path"])
+    return replace(checker, options=options)
 
 
 def _mirror_options(module: Module, cluster: Cluster, home: Home) -> tuple[str, ...]:

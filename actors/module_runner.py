@@ -154,7 +154,10 @@ class ModuleRunner:
         return view(self.module)
 
     def handle(self, event: Event, replies: Callable[[Reply], None] | None = None) -> None:
-        """Take an event; `replies` hears the answer to a command. RunnerEnded: it was lost, make a new runner."""
+        """Take an event; `replies` hears the answer to a command or a checker's action.
+
+        RunnerEnded: it was lost, make a new runner.
+        """
         if self.ended:
             raise RunnerEnded(self.ended)
         self._waiting.append((event, replies))
@@ -238,7 +241,8 @@ class ModuleRunner:
         self._diary.told(effect.reason)
 
     def _reply(self, effect: Reply) -> None:
-        self._diary.replied(self._command, effect)
+        if self._command:  # what checkers do is said by who keeps them
+            self._diary.replied(self._command, effect)
         if self._replies is not None:
             self._replies(effect)
 

@@ -16,14 +16,16 @@ from typing import Any
 
 import ray
 
-from hotpair.actors.event_log_io import Note
 from hotpair.actors.heartbeat import Heartbeat, HeartbeatFacts
 from hotpair.actors.incarnation_io import Incarnation
 from hotpair.actors.mirror_keeper import MirrorFacts, MirrorKeeper
+from hotpair.actors.module_probes import prober_of
 from hotpair.actors.ray_profile import ACTOR_OPTIONS
-from hotpair.actors.supervisor import MOMENT_S, Found
+from hotpair.actors.supervisor import MOMENT_S, Found, Report
 from hotpair.actors.vm_keeper import VmFacts, VmKeeper
-from hotpair.cluster.module_events import Event, MirrorReported, VmReported
+from hotpair.cluster.checks import Watch
+from hotpair.cluster.configuration import Checker
+from hotpair.cluster.module_events import MirrorReported, VmReported
 from hotpair.cluster.module_values import HowToStop, PeerView, Role, Vm
 from hotpair.cluster.record import Record
 from hotpair.hyperv import drivers_io
@@ -51,7 +53,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class GroupFacts:
-    """What a module's three actors are made with. `state`: the module's state directory, for their locks."""
+    """What a module's three actors are made with. `state`: the module's state directory, for their locks.
+
+    `checkers`: those for which this machine is looked at, with absolute paths.
+    """
 
     module: str
     state: str
@@ -60,6 +65,7 @@ class GroupFacts:
     vm: VmFacts
     driver: str
     place: Place
+    checkers: tuple[Checker, ...] = ()
 
 
 class _Post:
@@ -70,7 +76,7 @@ class _Post:
         self._supervisor: Any = None
         self._last: Any = None
 
-    def __call__(self, event: Event | Note | None) -> None:
+    def __call__(self, event: Report | None) -> None:
         """None: only that there is a new process in this role."""
         try:
             if self._supervisor is None:
@@ -159,12 +165,13 @@ class ReplicationActor:
 
 
 class VmActor:
-    """Drives the module's VM."""
+    """Drives the module's VM, and makes the module's checks (prober.py says why here)."""
 
     def __init__(self, facts: GroupFacts) -> None:
         self._held = Incarnation(facts.state, VM)
         self._post = _Post(Origin(facts.module, VM, self._held.number))
         self._keeper = VmKeeper(facts.vm, lambda: drivers_io.make(facts.driver, facts.place), self._post)
+        self._prober = prober_of(facts.checkers, facts.module, self._keeper, self._post)
         self._found = self._keeper.find()
         self._post(None)
         self._post(VmReported(self._found))
@@ -178,10 +185,14 @@ class VmActor:
     def stop(self, how: HowToStop) -> None:
         self._keeper.stop(how)
 
+    def check(self, watch: Watch) -> None:
+        self._prober.watch(watch)
+
     def status(self) -> Mapping[str, Any]:
         return self._keeper.status()
 
     def close(self) -> None:
+        self._prober.close()
         self._keeper.close()
         self._held.release()
 
@@ -223,6 +234,7 @@ class RayGroup:
         self.vm = _Vm(self._actors[VM])
         self.peer = _Peer(self._actors[HEARTBEAT])
         self._link = False
+        self._watch: Watch | None = None
 
     async def find(self) -> Found:
         async with asyncio.timeout(FIND_S):
@@ -260,12 +272,18 @@ class RayGroup:
         self._link = lives
         self._actors[HEARTBEAT].link.remote(lives)
 
+    def check(self, watch: Watch) -> None:
+        self._watch = watch
+        self._actors[VM].check.remote(watch)
+
     def is_new(self, role: str) -> None:
         """There is another process in this role: what only the supervisor knows is said to it again."""
         if role == HEARTBEAT:
             self._actors[HEARTBEAT].link.remote(self._link)
             if self.peer.told is not None:
                 self.peer.say(self.peer.told)
+        if role == VM and self._watch is not None:
+            self.check(self._watch)
 
     async def status(self) -> Mapping[str, Any]:
         asked = {role: asyncio.ensure_future(_answer(actor.status.remote())) for role, actor in self._actors.items()}
@@ -307,16 +325,16 @@ class SupervisorActor:
 
     async def __init__(self, build: Build) -> None:  # type: ignore[misc]  # Ray waits for it, in the event loop
         self._latest: dict[tuple[str, str], int] = {}
-        self._groups: dict[str, tuple[RayGroup, Callable[[Event | Note], None]]] = {}
+        self._groups: dict[str, tuple[RayGroup, Callable[[Report], None]]] = {}
         self._built = await build(self)
 
-    async def open(self, facts: GroupFacts, hear: Callable[[Event | Note], None]) -> RayGroup:
+    async def open(self, facts: GroupFacts, hear: Callable[[Report], None]) -> RayGroup:
         """For `build`'s supervisor, in this process."""
         group = RayGroup(facts)
         self._groups[facts.module] = (group, hear)
         return group
 
-    async def hear(self, origin: Origin, event: Event | Note | None) -> None:
+    async def hear(self, origin: Origin, event: Report | None) -> None:
         """From an actor; one that was replaced is not listened to."""
         who = (origin.module, origin.role)
         before = self._latest.get(who, 0)

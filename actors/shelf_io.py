@@ -1,17 +1,20 @@
-"""Where a module's durable facts lie on this server: the record, and what the operator wants."""
+"""Where a module's durable facts lie on this server: the record, what the operator wants,
+and the automatic actions that count."""
 
 from __future__ import annotations
 
 import os
 
 from hotpair.actors.module_runner import NotStored
-from hotpair.cluster import record_io, wishes_io
+from hotpair.cluster import loop_counter_io, record_io, wishes_io
+from hotpair.cluster.loop_counter_io import LoopCounter
 from hotpair.cluster.record import Record
 from hotpair.cluster.wishes_io import Wishes
 from hotpair.replication import linux_io
 
 RECORD_FILE = "record"
 WISHES_FILE = "wishes"
+LOOP_FILE = "loop"
 
 
 class ModuleShelf:
@@ -23,6 +26,7 @@ class ModuleShelf:
     def __init__(self, state: str, mirror: str, directory: str, boot: str) -> None:
         self._record = os.path.join(mirror, RECORD_FILE)
         self._wishes = os.path.join(state, WISHES_FILE)
+        self._loop = os.path.join(state, LOOP_FILE)
         self._directory = directory
         self._boot = boot
         self._before = Wishes()
@@ -34,6 +38,16 @@ class ModuleShelf:
         """Raises RecordDamaged, RecordVersion, RecordNotStored or WishesUnusable, each with what to do."""
         record, self._before = record_io.load(self._record), wishes_io.load(self._wishes)
         return record, self._before
+
+    def load_loop(self) -> LoopCounter:
+        """Raises LoopCounterUnusable."""
+        return loop_counter_io.load(self._loop)
+
+    def store_loop(self, counter: LoopCounter) -> None:
+        try:
+            loop_counter_io.store(self._loop, counter)
+        except loop_counter_io.LoopCounterUnusable as error:
+            raise NotStored(str(error)) from error
 
     def store(self, record: Record, *, flush: bool) -> None:
         try:

@@ -17,13 +17,17 @@ from typing import Any, Protocol
 from hotpair.actors.event_log_io import EventLog, Note
 from hotpair.actors.heartbeat import boot_time, data_status
 from hotpair.actors.home import Home
+from hotpair.actors.module_checks import ModuleChecks, Shown
 from hotpair.actors.module_runner import MirrorPort, ModuleRunner, NotStored, PeerPort, RunnerEnded, VmPort
 from hotpair.actors.shelf_io import ModuleShelf
 from hotpair.cluster.admission import ModuleRefused, admit
 from hotpair.cluster.arbiter_io import Arbiter
 from hotpair.cluster.arbitration import Claim, keeps_epochs, unreachable
+from hotpair.cluster.checker_rules import Tick
+from hotpair.cluster.checks import Checked, Watch
 from hotpair.cluster.configuration import Cluster
 from hotpair.cluster.configuration import Module as Configured
+from hotpair.cluster.loop_counter_io import LoopCounterUnusable
 from hotpair.cluster.module_events import (
     Answered,
     Command,
@@ -52,6 +56,9 @@ RUNS = (State.ALONE, State.PRIM)
 QUESTIONS = 8  # put to the arbiter at the same time; each blocks a thread for its time limit at most
 
 
+Report = Event | Checked | Tick | Note  # what is taken one at a time: of the module, of its checkers, for people
+
+
 @dataclass(frozen=True)
 class Found:
     """What runs of a module when its supervisor starts."""
@@ -72,13 +79,16 @@ class Group(MirrorPort, Protocol):
     async def ask_mirror(self) -> None:
         """Have the mirror say how it is now, to `hear`; returns when that was heard, or it does not answer."""
 
+    def check(self, watch: Watch) -> None:
+        """Which checks are to be made from now on."""
+
     async def find(self) -> Found: ...
     async def status(self) -> Mapping[str, Any]: ...
     async def close(self) -> None: ...
 
 
 class Groups(Protocol):
-    async def open(self, module: Configured, hear: Callable[[Event | Note], None]) -> Group:
+    async def open(self, module: Configured, hear: Callable[[Report], None]) -> Group:
         """`hear` may be called from any thread."""
 
 
@@ -117,6 +127,8 @@ class _Open:
         self.events = events
         self.group: Group | None = None
         self.runner: ModuleRunner | None = None
+        self.checks: ModuleChecks | None = None
+        self.checks_timer: asyncio.TimerHandle | None = None
         self.timers: dict[Timer, asyncio.TimerHandle] = {}
         self.of_peer: deque[Event] | None = None  # what the pulses said while the mirror is asked; None: it is not
         self.problem = ""
@@ -215,8 +227,9 @@ class Supervisor:
         assert group is not None
         try:
             record, wishes = module.shelf.load()
+            loop = module.shelf.load_loop()
             wishes = self._after_boot(module, wishes)
-        except (RecordDamaged, RecordVersion, RecordNotStored, WishesUnusable, NotStored) as error:
+        except (RecordDamaged, RecordVersion, RecordNotStored, WishesUnusable, LoopCounterUnusable, NotStored) as error:
             self._is_broken(module, str(error))
             return
         found = await group.find()
@@ -232,6 +245,19 @@ class Supervisor:
             clock=boot_time,
         )
         module.runner, module.problem = runner, ""
+        module.checks = ModuleChecks(
+            module.configured,
+            runner,
+            loop,
+            watch=group.check,
+            tick_after=lambda after_s: self._tick_after(module, after_s),
+            other=lambda name: self.known(name) if name in self._open else None,
+            shelf=module.shelf,
+            diary=module.events,
+            clock=boot_time,
+        )
+        if found.mirror is None and found.vm is Vm.OFF and not wishes.maintenance:
+            module.checks.hold_before_start()
         started = Started(
             record, wishes.wanted, wishes.maintenance, self._boot, found.mirror, found.vm, found.bytes_changed
         )
@@ -247,10 +273,7 @@ class Supervisor:
         return Wishes(wanted, wishes.maintenance, self._boot)
 
     async def _end(self, module: _Open) -> None:
-        for handle in module.timers.values():
-            handle.cancel()
-        module.timers.clear()
-        module.runner = None
+        self._no_runner(module)
         if module.group is not None:
             await module.group.close()
 
@@ -258,11 +281,17 @@ class Supervisor:
         """Nothing is decided for it until its own state can be read and stored; what runs goes on."""
         if why != module.problem:
             module.events.add("problem", text=why)
-        module.runner, module.problem = None, why
+        self._no_runner(module)
+        module.problem = why
+        self._loop.call_later(AGAIN_S, self._try_again, module)
+
+    def _no_runner(self, module: _Open) -> None:
         for handle in module.timers.values():
             handle.cancel()
         module.timers.clear()
-        self._loop.call_later(AGAIN_S, self._try_again, module)
+        if module.checks_timer is not None:
+            module.checks_timer.cancel()
+        module.runner = module.checks = module.checks_timer = None
 
     def _try_again(self, module: _Open) -> None:
         if module.runner is None and self._open.get(module.configured.name) is module:
@@ -275,16 +304,16 @@ class Supervisor:
 
     # ---- events
 
-    def _post(self, module: _Open, event: Event | Note) -> None:
+    def _post(self, module: _Open, event: Report) -> None:
         """From any thread."""
-        if isinstance(event, Note):
-            self._loop.call_soon_threadsafe(lambda: module.events.add("note", text=event.text))
-        else:
-            self._loop.call_soon_threadsafe(self._take, module, event)
+        self._loop.call_soon_threadsafe(self._take, module, event)
 
-    def _take(self, module: _Open, event: Event, replies: Callable[[Reply], None] | None = None) -> None:
-        runner = module.runner
-        if runner is None:
+    def _take(self, module: _Open, event: Report, replies: Callable[[Reply], None] | None = None) -> None:
+        if isinstance(event, Note):
+            module.events.add("note", text=event.text)
+            return
+        runner, checks = module.runner, module.checks
+        if runner is None or checks is None:
             return  # what was reported is looked at again when there is one
         if isinstance(event, PeerHeard | PeerLost | Doubted):
             if module.of_peer is not None:
@@ -294,7 +323,7 @@ class Supervisor:
                 module.of_peer = deque([event])
                 self._do(self._ask_mirror_first(module))
                 return
-        self._give(module, runner, event, replies)
+        self._give(module, runner, checks, event, replies)
 
     async def _ask_mirror_first(self, module: _Open) -> None:
         """The rule of PeerHeard; what the pulses say meanwhile comes after it, in its order."""
@@ -305,25 +334,37 @@ class Supervisor:
                 await group.ask_mirror()
                 await asyncio.sleep(0)  # what it has posted is taken first
         except TimeoutError:
-            log.warning(
-                "%s: the mirror does not say how it is; the peer's pulse is not held up", module.configured.name
-            )
+            log.warning("%s: the mirror does not say how it is, and the pulse is believed", module.configured.name)
         waiting, module.of_peer = module.of_peer, None
         first = waiting.popleft()
-        if module.runner is not None:
-            self._give(module, module.runner, first)
+        if module.runner is not None and module.checks is not None:
+            self._give(module, module.runner, module.checks, first)
         for event in waiting:
             self._take(module, event)
 
     def _give(
-        self, module: _Open, runner: ModuleRunner, event: Event, replies: Callable[[Reply], None] | None = None
+        self,
+        module: _Open,
+        runner: ModuleRunner,
+        checks: ModuleChecks,
+        event: Event | Checked | Tick,
+        replies: Callable[[Reply], None] | None = None,
     ) -> None:
         if isinstance(event, MirrorReported) and module.group is not None:
             module.group.link(event.mirror is not None and event.mirror.linked)
         try:
-            runner.handle(event, replies)
-        except RunnerEnded as error:
+            if isinstance(event, Checked | Tick):
+                checks.hear(event)
+            else:
+                runner.handle(event, replies)
+                checks.follow(event)
+        except (RunnerEnded, NotStored) as error:
             self._is_broken(module, str(error))
+
+    def _tick_after(self, module: _Open, after_s: float) -> None:
+        if module.checks_timer is not None:
+            module.checks_timer.cancel()
+        module.checks_timer = self._loop.call_later(after_s, self._take, module, Tick())
 
     # ---- what people and programs ask
 
@@ -338,7 +379,10 @@ class Supervisor:
 
     def standing(self, name: str) -> Standing:
         module = self._module(name)
-        return _standing(name, None if module.runner is None else module.runner.module, module.problem)
+        if module.runner is None or module.checks is None:
+            return _standing(name, None, module.problem)
+        now = module.runner.module
+        return _standing(name, now, module.problem, module.checks.reason(now))
 
     def standings(self) -> list[Standing]:
         """In the order of the modules' names."""
@@ -364,6 +408,11 @@ class Supervisor:
         runner = self._module(name).runner
         return None if runner is None else runner.module
 
+    def checks(self, name: str) -> list[Shown]:
+        """What the module's checkers have found; empty while it has no runner."""
+        checks = self._module(name).checks
+        return [] if checks is None else checks.shown()
+
     async def details(self, name: str) -> Mapping[str, Any]:
         """What mirror, VM and pulses say of themselves."""
         group = self._module(name).group
@@ -382,7 +431,7 @@ def _shows_another_record(module: Module, event: PeerHeard) -> bool:
     return module.mirror is not None and (module.peer is None or module.peer.record != event.view.record)
 
 
-def _standing(name: str, module: Module | None, problem: str) -> Standing:
+def _standing(name: str, module: Module | None, problem: str, checkers: str = "") -> Standing:
     if module is None:
         return Standing(name, None, False, problem, "", "unknown", False, False, "", "", False, False, problem)
     peer: PeerView | None = module.peer
@@ -390,7 +439,7 @@ def _standing(name: str, module: Module | None, problem: str) -> Standing:
         module=name,
         state=module.state,
         ready=ready(module),
-        reason=module.reason.value,
+        reason=" ".join(filter(None, (module.reason.value, checkers))),
         vm=module.vm.value,
         data=data_status(module.record).value,
         maintenance=module.maintenance,

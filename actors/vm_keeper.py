@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hotpair.actors.vm_checks import Seen
 from hotpair.cluster.module_events import VmReported
 from hotpair.cluster.module_values import HowToStop, Vm
 from hotpair.hyperv.driver import Driver, Observation, VmState
@@ -48,6 +50,7 @@ class VmKeeper:
         self._failed = 0  # starts in a row
         self._told: Vm | None = None
         self._last: Observation | None = None
+        self._last_at = time.monotonic()
         self._problem = ""
         self._closed = threading.Event()
 
@@ -76,6 +79,12 @@ class VmKeeper:
                 "detail": seen.detail,
             }
         return found
+
+    def seen(self) -> Seen:
+        """For checkers."""
+        with self._lock:
+            busy = self._orders > 0
+        return Seen(self._last, time.monotonic() - self._last_at, busy, self._failed, self._problem)
 
     # ---- orders
 
@@ -166,7 +175,7 @@ class VmKeeper:
         except DriverError as error:
             self._say(str(error))
             return None
-        self._last = seen
+        self._last, self._last_at = seen, time.monotonic()
         return _VM[seen.state]
 
     def _say(self, problem: str) -> None:

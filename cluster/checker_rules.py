@@ -9,15 +9,19 @@ machine's business; it reports back that the module was started, or that an acti
 | event \\ the checker is | INIT | UP | DOWN |
 |---|---|---|---|
 | reported up | UP | - | UP, holds the module no longer |
-| reported down | DOWN, confirmation begins | DOWN, confirmation begins | - |
+| reported down | DOWN, confirmation begins; - in the first `start_s` | DOWN, confirmation begins | - |
+| reported unknown | - | INIT | INIT, confirmation ends |
 | tick | - | - | down for `confirm_s`: the action |
 | module started | INIT | INIT | INIT |
+| module left | INIT, if nothing looks any more | the same | the same; nothing comes out until it is started |
 | action failed | - | - | confirmation begins again |
 | maintenance begins | - | - | - (nothing comes out until it is lifted) |
 | maintenance ends | - | - | confirmation begins again |
 | operator's command | - | - | - (the automatic actions so far are forgotten) |
 
-A report of a checker that has no rule (any more) is ignored: it may be late.
+A report of a checker that has no rule (any more) is ignored: it may be late. Unknown is neither up nor down: a check
+that cannot be carried out (no such interface, no such command) is no reason to stop what may be running well, nor to
+let go what waits. A guest takes its time to boot: for `start_s` after a start a down counts only if it was up before.
 
 Several confirmed at once: the strongest action is done. From then until the module was started, or the action failed,
 there is no other one, whatever the checkers say about a module in between. WAIT holds the module until every checker
@@ -26,6 +30,7 @@ that asked for it is up; `Resume` says so, once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -48,7 +53,7 @@ _LOOPING = frozenset({Action.WAIT, Action.SWAP, Action.STOPSTART, Action.RESTART
 
 
 class CheckerStatus(Enum):
-    """INIT: has not reported since the module was started."""
+    """INIT: has not said up or down since the module was started, or cannot say it any more."""
 
     INIT = "init"
     UP = "up"
@@ -57,11 +62,12 @@ class CheckerStatus(Enum):
 
 @dataclass(frozen=True)
 class Rule:
-    """When `checker` has been down for `confirm_s`: `action`."""
+    """When `checker` has been down for `confirm_s`: `action`. `start_s`: so long the module may take to come up."""
 
     checker: str
     action: Action
     confirm_s: float
+    start_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Rules:
 
     def __post_init__(self) -> None:
         assert self.max_loop >= 1 and self.loop_interval_s >= 0
-        assert all(name == rule.checker and rule.confirm_s >= 0 for name, rule in self.rules.items())
+        assert all(name == rule.checker and min(rule.confirm_s, rule.start_s) >= 0 for name, rule in self.rules.items())
 
 
 # ---- events
@@ -82,10 +88,10 @@ class Rules:
 
 @dataclass(frozen=True)
 class Reported:
-    """A checker's result; `text` is its own explanation."""
+    """A checker's result, None if it cannot be said; `text` is its own explanation."""
 
     checker: str
-    up: bool
+    up: bool | None
     text: str = ""
 
 
@@ -97,6 +103,13 @@ class Tick:
 @dataclass(frozen=True)
 class Started:
     """The module was started (again): what was seen before says nothing about it."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """The module does not run here any more, or not as it should: no action is due. `still`: who goes on looking."""
+
+    still: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,7 @@ class Commanded:
     """The operator gave a command: somebody looks after the module."""
 
 
-Event = Reported | Tick | Started | ActionFailed | Maintenance | Commanded
+Event = Reported | Tick | Started | Left | ActionFailed | Maintenance | Commanded
 
 
 # ---- effects
@@ -158,6 +171,8 @@ class Memory:
     actions_at      times of the automatic actions that still count, at most `max_loop`
     under_way       the action after which the module has not been started yet
     held            the checkers for which it waits
+    running         started, and not left since
+    started_at      the last time
     """
 
     checkers: Mapping[str, Checker]
@@ -166,6 +181,8 @@ class Memory:
     under_way: Action | None = None
     held: frozenset[str] = frozenset()
     maintenance: bool = False
+    running: bool = True
+    started_at: float = -math.inf
 
 
 def begin(rules: Rules, now: float) -> Memory:
@@ -187,7 +204,7 @@ def keep_from_starting(memory: Memory, rules: Rules, before_start: Collection[st
 
 def due_at(memory: Memory, rules: Rules) -> float | None:
     """When the next `Tick` is needed, if nothing else happens before; None if only an event can change something."""
-    if memory.maintenance:
+    if memory.maintenance or not memory.running:
         return None
     waiting = [
         checker.since + rules.rules[name].confirm_s
@@ -203,12 +220,18 @@ def step(memory: Memory, event: Event, now: float, rules: Rules) -> tuple[Memory
     memory = replace(memory, now=now)
     match event:
         case Reported():
-            memory = _reported(memory, event)
+            memory = _reported(memory, event, rules)
         case Tick():
             pass
         case Started():
             fresh = _each(memory, lambda checker: Checker(CheckerStatus.INIT, now))
-            memory = replace(fresh, under_way=None, held=frozenset())
+            memory = replace(fresh, under_way=None, held=frozenset(), running=True, started_at=now)
+        case Left(still):
+            kept = {
+                name: checker if name in still else Checker(CheckerStatus.INIT, now)
+                for name, checker in memory.checkers.items()
+            }
+            memory = replace(memory, checkers=kept, held=memory.held & still, running=False)
         case ActionFailed():
             memory = replace(_each(memory, _confirm_again(now)), under_way=None, held=frozenset())
         case Maintenance(on):
@@ -233,11 +256,17 @@ def _confirm_again(now: float) -> Callable[[Checker], Checker]:
     return change
 
 
-def _reported(memory: Memory, event: Reported) -> Memory:
+_STATUS = {True: CheckerStatus.UP, False: CheckerStatus.DOWN, None: CheckerStatus.INIT}
+
+
+def _reported(memory: Memory, event: Reported, rules: Rules) -> Memory:
     checker = memory.checkers.get(event.checker)
     if checker is None:
         return memory
-    status = CheckerStatus.UP if event.up else CheckerStatus.DOWN
+    status = _STATUS[event.up]
+    comes_up = memory.running and memory.now < memory.started_at + rules.rules[event.checker].start_s
+    if status is CheckerStatus.DOWN and checker.status is CheckerStatus.INIT and comes_up:
+        status = CheckerStatus.INIT
     if status is checker.status:
         changed = replace(checker, text=event.text)
     else:
@@ -257,6 +286,8 @@ def _may_act(memory: Memory, name: str, rules: Rules) -> bool:
 
 def _decide(memory: Memory, rules: Rules) -> tuple[Memory, list[Effect]]:
     """What follows from the checkers now."""
+    if not memory.running:
+        return _let_go(memory)
     confirmed = [
         rule
         for name, rule in sorted(rules.rules.items())

@@ -162,6 +162,7 @@ class Checker:
     period_s: float
     timeout_s: float
     confirm_s: float
+    start_s: float
     action: Action
     before_start: bool
     options: Mapping[str, Any]
@@ -187,7 +188,7 @@ class Module:
     @property
     def rules(self) -> Rules:
         """For checker_rules.py."""
-        each = {one.name: Rule(one.name, one.action, one.confirm_s) for one in self.checkers}
+        each = {one.name: Rule(one.name, one.action, one.confirm_s, one.start_s) for one in self.checkers}
         return Rules(each, self.loop.max_loop, self.loop.loop_interval_s)
 
 

@@ -25,8 +25,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from hotpair.cluster.admission import MODULES_PER_PAIR
+from hotpair.cluster.checker_rules import Action
 from hotpair.cluster.configuration_keys import Report, did_you_mean
 from hotpair.cluster.configuration_tables import (
+    CHECKER_KINDS,
     MARGIN_S,
     PROBE_INTERVAL_S,
     PULSES_PER_TIMEOUT,
@@ -143,6 +145,11 @@ def check_module(module: Module, cluster: Cluster, report: Report) -> None:
                 (*path, "timeout_s"),
                 f"{checker.timeout_s:g} s is more than period_s ({checker.period_s:g} s): one check would run into "
                 "the next",
+            )
+        if checker.action is Action.WAIT and not CHECKER_KINDS[checker.kind].may_wait:
+            report.say(
+                (*path, "action"),
+                "it would wait for ever, for while it waits the VM is off: stopstart lets the peer take over",
             )
         if checker.options.get("module") == module.name:
             report.say((*path, "module"), "a module cannot wait for itself: give the name of another one")

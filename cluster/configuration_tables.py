@@ -222,6 +222,9 @@ LOOP = (
 )
 
 ACTION_MEANING = "What is done when it is down"
+START_MEANING = "So long after a start of the VM a down does not count unless it has been up since: guests boot"
+START = number(0, 86400)
+BOOT_S = 120.0  # most guests are up by then; one that is late is not restarted, and so never up
 ACTIONS = choice("stop", "wait", "swap", "stopstart", "restart", "none")
 
 CHECKER = (
@@ -233,22 +236,30 @@ CHECKER = (
 
 @dataclass(frozen=True)
 class CheckerKind:
-    """`action` by default. `before_start`: it can look at something before the module is started."""
+    """`action` and `start_s` by default. `before_start`: it can look at something before the module is started.
+
+    `may_wait`: what it looks at can come up while the VM is off, so there is something to wait for.
+    """
 
     action: str
     before_start: bool
     meaning: str
     options: tuple[Key, ...] = ()
+    start_s: float = 0.0
+    may_wait: bool = True
 
 
 CHECKER_KINDS: dict[str, CheckerKind] = {
-    "vm-state": CheckerKind("restart", False, "The hypervisor says that the VM runs"),
-    "guest-heartbeat": CheckerKind("restart", False, "The guest's integration services answer; a guest without is up"),
+    "vm-state": CheckerKind("restart", False, "The hypervisor says that the VM runs", may_wait=False),
+    "guest-heartbeat": CheckerKind(
+        "restart", False, "The guest's integration services answer; a guest without is up", may_wait=False
+    ),
     "tcp": CheckerKind(
         "restart",
         False,
         "A TCP port can be connected to",
         (Key("address", host_and_port(), REQUIRED, "Where the service in the guest listens"),),
+        start_s=BOOT_S,
     ),
     "ping": CheckerKind(
         "wait",
@@ -260,7 +271,8 @@ CHECKER_KINDS: dict[str, CheckerKind] = {
         "stopstart",
         False,
         "A process runs on this server",
-        (Key("process", text("a process name"), REQUIRED, "Name of the executable"),),
+        (Key("process", text("a process name"), REQUIRED, "Name of the executable, or its path"),),
+        start_s=BOOT_S,
     ),
     "interface": CheckerKind(
         "wait",
@@ -282,6 +294,7 @@ CHECKER_KINDS: dict[str, CheckerKind] = {
         False,
         "A command ends with 0",
         (Key("command", command(), REQUIRED, "Gets the module's name in HOTPAIR_MODULE"),),
+        start_s=BOOT_S,
     ),
     "module": CheckerKind(
         "wait",
@@ -298,4 +311,5 @@ def checker_keys(kind: str) -> tuple[Key, ...]:
     """All keys of a checker of this kind."""
     described = CHECKER_KINDS[kind]
     action = Key("action", ACTIONS, described.action, ACTION_MEANING)
-    return (CHECKER_KIND, *CHECKER, action, *described.options)
+    start = Key("start_s", START, described.start_s, START_MEANING)
+    return (CHECKER_KIND, *CHECKER, start, action, *described.options)

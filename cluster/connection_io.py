@@ -19,6 +19,10 @@ class Unreachable(Exception):
     """The other end could not be reached, broke off, or took too long. One clause that says which."""
 
 
+class NotResolved(Unreachable):
+    """Nothing is known of the other end: its name has no address here, or nobody says which."""
+
+
 @dataclass(frozen=True)
 class Deadline:
     """A point of the monotonic clock."""
@@ -120,7 +124,7 @@ def _load(context: ssl.SSLContext, authority: str | None, certificate: str | Non
 
 def connect(address: Address, tls: ssl.SSLContext | None, deadline: Deadline) -> socket.socket:
     """A connection to the first of the host's addresses that takes it. Raises Unreachable."""
-    found = _resolve(address, deadline)
+    found = resolve(address, deadline)
     for tried, (family, where) in enumerate(found):
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -138,8 +142,11 @@ def connect(address: Address, tls: ssl.SSLContext | None, deadline: Deadline) ->
     raise Unreachable(f"{address}: the name has no address")
 
 
-def _resolve(address: Address, deadline: Deadline) -> list[tuple[int, Any]]:
-    """Families and socket addresses. The resolver has no time limit of its own, so it gets a thread it may keep."""
+def resolve(address: Address, deadline: Deadline) -> list[tuple[int, Any]]:
+    """Families and socket addresses. The resolver has no time limit of its own, so it gets a thread it may keep.
+
+    Raises NotResolved.
+    """
     try:
         entries = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
@@ -157,9 +164,9 @@ def _resolve(address: Address, deadline: Deadline) -> list[tuple[int, Any]]:
         try:
             answer = answers.get(timeout=deadline.remaining_s())
         except queue.Empty:
-            raise Unreachable(f"{address}: the name was not resolved in time") from None
+            raise NotResolved(f"{address}: the name was not resolved in time") from None
         if isinstance(answer, Exception):
-            raise Unreachable(f"{address}: the name cannot be resolved: {describe(answer)}") from answer
+            raise NotResolved(f"{address}: the name cannot be resolved: {describe(answer)}") from answer
         entries = answer
     return [(family, where) for family, _, _, _, where in entries]
 

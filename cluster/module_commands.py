@@ -178,25 +178,33 @@ _COMMANDS: dict[Command, Callable[[Draft], str]] = {
 
 
 def act_for_checker(draft: Draft, action: Action | None) -> None:
-    """A checker's rule; None lets a held module go on: also under maintenance, in which checkers have no say, for it is
-    not said again."""
+    """A checker's rule, answered as a command is; None lets a held module go on: also under maintenance, in which
+    checkers have no say, for it is not said again."""
     if action is None:
         draft.change(held=False)
-        return
-    if draft.module.maintenance:
-        return
-    match action:
-        case Action.STOP:
-            _stop(draft)
-        case Action.WAIT:
-            draft.change(held=True)
-            if draft.module.state in _RUNNING and draft.module.plan is None:
-                draft.set_plan(Plan.STOPSTART)
-        case Action.SWAP:
-            _swap(draft)
-        case Action.STOPSTART:
-            _stopstart(draft)
-        case Action.RESTART:
-            _restart(draft)
-        case Action.NONE:
-            pass
+        why = ""
+    elif draft.module.maintenance:
+        why = Reason.MAINTENANCE.value
+    elif draft.module.state is State.STOP and action is not Action.WAIT:
+        why = Reason.STOPPED.value
+    else:
+        why = _ACTIONS[action](draft)
+    draft.do(Reply(not why, why))
+
+
+def _hold(draft: Draft) -> str:
+    """Told in time, to a module that does not run yet, nothing is begun that would have to be stopped again."""
+    draft.change(held=True)
+    if draft.module.state in _RUNNING and draft.module.plan is None:
+        draft.set_plan(Plan.STOPSTART)
+    return ""
+
+
+_ACTIONS: dict[Action, Callable[[Draft], str]] = {
+    Action.STOP: _stop,
+    Action.WAIT: _hold,
+    Action.SWAP: _swap,
+    Action.STOPSTART: _stopstart,
+    Action.RESTART: _restart,
+    Action.NONE: lambda draft: "",
+}

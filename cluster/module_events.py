@@ -129,7 +129,8 @@ class Commanded:
 
 @dataclass(frozen=True)
 class CheckerActed:
-    """A checker's rule has fired. RESUME: no checker holds the module any more."""
+    """A checker's rule has fired: answered with a Reply, as a command is. WAIT: a checker holds the module, or would
+    hold one that is stopped. None: no checker holds it any more."""
 
     action: Action | None
 

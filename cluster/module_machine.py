@@ -283,12 +283,6 @@ def hear_checker(draft: Draft, event: CheckerActed) -> None:
     act_for_checker(draft, event.action)
 
 
-def hear_checker_let_go(draft: Draft, event: CheckerActed) -> None:
-    """Stopped, nothing is done for a checker; but that it holds the module no more must not be missed."""
-    if event.action is None:
-        draft.change(held=False)
-
-
 def doubt(draft: Draft, event: Doubted) -> None:
     """What was asked before the server was suspended is not waited for; the peer may speak before it is asked again."""
     draft.forget_questions()
@@ -313,7 +307,7 @@ _COMMON: dict[type, Handler] = {
 }
 
 TABLE: dict[State, dict[type, Handler]] = {
-    State.STOP: {**_COMMON, Started: adopt, TimerFired: IGNORED, CheckerActed: hear_checker_let_go},
+    State.STOP: {**_COMMON, Started: adopt, TimerFired: IGNORED},
     State.WAIT: {**_COMMON, Answered: take_answer},
     State.ALONE: _COMMON,
     State.PRIM: {**_COMMON, Answered: take_answer, Looked: take_look},

@@ -148,7 +148,7 @@ class Reason(Enum):
     """Why the module is where it is: one sentence for the operator."""
 
     NOTHING = ""
-    STOPPED = "Stopped by the operator."
+    STOPPED = "Stopped."
     PEER_UNKNOWN = "Waiting for the peer: it may have newer data."
     MEETING = "Meeting the peer: the mirror's hello decides the roles."
     NO_RECORD = "Neither server has a record of this module: say on the server with the current copy that it is (prim)."
@@ -263,7 +263,8 @@ def ready(module: Module) -> bool:
         return mirror is not None and mirror.in_sync and module.agreed and module.vm is Vm.ON
     if module.state is State.SECOND:
         in_sync = mirror is not None and mirror.mode is MirrorMode.PAIRED and mirror.linked
-        return in_sync and record is not None and not record.outdated and _peer_agrees(module)
+        may_start = not module.held and record is not None and not record.outdated
+        return in_sync and may_start and _peer_agrees(module)
     return False
 
 

@@ -62,6 +62,8 @@ def wait_state(draft: Draft) -> None:
     if module.held:
         draft.because(Reason.CHECKER)
         draft.stop_mirror()
+        if draft.module.mirror is None:
+            consent(draft)  # it has nothing to lose by it if it is outdated
         return
     if module.asking is not None and module.asking.purpose in (Purpose.OPERATOR, Purpose.OPERATOR_FORCED):
         return

@@ -78,7 +78,7 @@ class PingArbiter:
     def claim(self, claim: Claim) -> Answer:
         if asked(self.kind, claim.purpose) is not Asked.ADDRESS:
             return refused_by_table(self.kind, claim)
-        answered, reasons = _first_to_answer(self._targets, Deadline.after(self._timeout_s))
+        answered, reasons = first_to_answer(self._targets, Deadline.after(self._timeout_s))
         if answered is not None:
             return granted(claim, f"{answered} answers")
         return unreachable(claim, "; ".join(f"{target}: {reason}" for target, reason in reasons.items()))
@@ -87,7 +87,7 @@ class PingArbiter:
         return None
 
 
-def _first_to_answer(targets: Sequence[Target], deadline: Deadline) -> tuple[Target | None, dict[Target, str]]:
+def first_to_answer(targets: Sequence[Target], deadline: Deadline) -> tuple[Target | None, dict[Target, str]]:
     """The first target that answers, or why each of them does not."""
     reasons = dict.fromkeys(targets, "no answer in time")
     probes: dict[int, _Probe] = {}
@@ -169,12 +169,7 @@ class _IcmpProbe:
         self._request, self._reply, protocol = (
             (8, 0, socket.IPPROTO_ICMP) if target.family == socket.AF_INET else (128, 129, socket.IPPROTO_ICMPV6)
         )
-        try:
-            self._socket = socket.socket(target.family, socket.SOCK_DGRAM, protocol)
-            self._raw = False
-        except PermissionError:
-            self._socket = socket.socket(target.family, socket.SOCK_RAW, protocol)
-            self._raw = True
+        self._socket, self._raw = _icmp_socket(target.family, protocol)
         try:
             self._socket.setblocking(False)
             self._socket.connect((target.address, 0))
@@ -207,6 +202,24 @@ class _IcmpProbe:
 
 
 _Probe = _TcpProbe | _IcmpProbe
+
+
+def _icmp_socket(family: socket.AddressFamily, protocol: int) -> tuple[socket.socket, bool]:
+    """The socket, and whether it is a raw one. Raises OSError."""
+    try:
+        return socket.socket(family, socket.SOCK_DGRAM, protocol), False
+    except PermissionError:
+        return socket.socket(family, socket.SOCK_RAW, protocol), True
+
+
+def may_ping() -> bool:
+    """Whether this process may send ICMP echo at all."""
+    try:
+        made, _ = _icmp_socket(socket.AF_INET, socket.IPPROTO_ICMP)
+    except PermissionError:
+        return False
+    made.close()
+    return True
 
 
 def _is_echo(packet: bytes, reply_type: int, token: bytes, has_ip_header: bool) -> bool:

@@ -47,6 +47,17 @@ class Module(BaseModel):
     problem: str = Field(description="Why nothing can be decided for it now; empty when all is well")
 
 
+class Checker(BaseModel):
+    """What a checker has found last."""
+
+    name: str
+    kind: str
+    action: str = Field(description="What is done when it is confirmed down")
+    finding: Literal["up", "down", "unknown"] = Field(description="unknown: not looked at, or the check cannot be made")
+    since: float = Field(description="Since when it was found like that; seconds since 1970, UTC")
+    detail: str = Field(description="One clause: what was found")
+
+
 class Details(BaseModel):
     """What mirror, VM and pulses say of themselves."""
 
@@ -62,7 +73,8 @@ class Details(BaseModel):
     mirror: dict[str, Any]
     vm: dict[str, Any]
     heartbeat: dict[str, Any]
-    age_s: float | None = Field(description="How old the last three are; null: nothing was answered yet")
+    checkers: list[Checker] = []
+    age_s: float | None = Field(description="How old mirror, vm and heartbeat are; null: nothing was answered yet")
 
 
 class Verification(BaseModel):

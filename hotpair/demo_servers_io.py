@@ -133,9 +133,12 @@ class Server:
 
 
 class TwoServers:
-    """`arbitration`: the table of cluster.toml. `first_port`: this many of the following are used: 1000."""
+    """`arbitration`: the table of cluster.toml. `first_port`: this many of the following are used: 1000.
 
-    def __init__(self, folder: Path, first_port: int, arbitration: str) -> None:
+    `checkers`: the module's tables of these.
+    """
+
+    def __init__(self, folder: Path, first_port: int, arbitration: str, checkers: str = "") -> None:
         self._ledger = folder / "ledger"
         self.servers = {name: Server(name, folder, first_port + 400 * number) for number, name in enumerate(ADDRESSES)}
         key = secrets.token_hex(32)
@@ -143,7 +146,7 @@ class TwoServers:
         start = [sys.executable, "-I", str(folder / "application.py"), str(self._ledger)]
         module = (
             f'directory = "{MODULE}"\nmirror_port = {first_port + 900}\ndata_on = "a"\n[mirror]\ncache = "page"\n'
-            f'[vm]\ndriver = "command"\n[vm.options]\nstart = {json.dumps(start)}\n'
+            f'[vm]\ndriver = "command"\n[vm.options]\nstart = {json.dumps(start)}\n{checkers}'
         )
         for server in self.servers.values():
             (server.folder / "modules").mkdir(parents=True)
@@ -219,10 +222,10 @@ def _cluster(arbitration: str) -> str:
 
 
 @contextmanager
-def two_servers(first_port: int, arbitration: str = 'kind = "none"\n') -> Iterator[TwoServers]:
+def two_servers(first_port: int, arbitration: str = 'kind = "none"\n', checkers: str = "") -> Iterator[TwoServers]:
     """Both started, and the module running: a is PRIM, b is SECOND, both green. Nothing is left of it."""
     folder = Path(tempfile.mkdtemp(prefix="hotpair-two-", dir="/var/tmp"))
-    servers = TwoServers(folder, first_port, arbitration)
+    servers = TwoServers(folder, first_port, arbitration, checkers)
     try:
         servers.start()
         for name in ADDRESSES:

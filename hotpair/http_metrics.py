@@ -62,6 +62,7 @@ class _Snapshot:
         yield GaugeMetricFamily("hotpair_modules", "Modules that are open on this server", value=len(self._rows))
         yield self._states()
         yield from self._flags()
+        yield self._checkers()
         yield from self._mirror()
         yield from self._pulses()
         yield from self._history()
@@ -94,6 +95,18 @@ class _Snapshot:
         yield flag("in_sync", "1 if the mirror has said that both copies are equal", lambda m, k: m.in_sync)
         yield flag("peer_heard", "1 if the peer says something of this module", lambda m, k: m.peer_state != "")
         yield flag("problem", "1 if its own state cannot be read or stored: nothing is decided", lambda m, k: m.problem)
+
+    def _checkers(self) -> Metric:
+        found = GaugeMetricFamily(
+            "hotpair_checker_up",
+            "1 if the checker found it up, 0 if down; absent while it is not looked at, or cannot be said",
+            labels=["module", "checker"],
+        )
+        for module, _, _, _ in self._rows:
+            for one in self._served.supervisor.checks(module.module):
+                if one.finding.is_up is not None:
+                    found.add_metric([module.module, one.name], one.finding.is_up)
+        return found
 
     def _mirror(self) -> Iterator[Metric]:
         def gauge(name: str, what: str) -> GaugeMetricFamily:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.exceptions import HTTPException
 
 from hotpair.access import Role
-from hotpair.api_values import Details, Done, Module, Order, Verification, Verify
+from hotpair.api_values import Checker, Details, Done, Module, Order, Verification, Verify
 from hotpair.cluster.module_events import Command
 from hotpair.cluster.module_values import Role as MirrorRole
 from hotpair.replication.errors import MirrorError
@@ -114,8 +114,25 @@ async def _details(served: Served, name: str) -> Details:
         mirror=dict(said.get("replication", {})),
         vm=dict(said.get("vm", {})),
         heartbeat=dict(said.get("heartbeat", {})),
+        checkers=checkers_of(served, name),
         age_s=None if age is None else round(age, 3),
     )
+
+
+def checkers_of(served: Served, name: str) -> list[Checker]:
+    """In the order of their names."""
+    actions = {one.name: one.action.value for one in served.supervisor.configured(name).checkers}
+    return [
+        Checker(
+            name=one.name,
+            kind=one.kind,
+            action=actions[one.name],
+            finding=one.finding.value,
+            since=one.since,
+            detail=one.detail,
+        )
+        for one in served.supervisor.checks(name)
+    ]
 
 
 async def _ask(served: Served, name: str, command: str, given: dict[str, Any]) -> Done:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
-from hotpair.actors.event_log_io import Note
 from hotpair.actors.home import Home
 from hotpair.actors.module_facts import facts_of
 from hotpair.actors.ray_actors import RayGroup, SupervisorActor
-from hotpair.actors.supervisor import Supervisor
+from hotpair.actors.supervisor import Report, Supervisor
 from hotpair.cluster.arbiters_io import arbiter_of
 from hotpair.cluster.configuration import Cluster, Module
 from hotpair.cluster.configuration_io import load_cluster, load_key, load_modules
-from hotpair.cluster.module_events import Event
 from hotpair.cluster.settings import settings_of
 from hotpair.http_server_io import serve
 from hotpair.replication.process_io import boot_id
@@ -34,7 +32,7 @@ class _Groups:
         self._key = key
         self._boot = boot
 
-    async def open(self, module: Module, hear: Callable[[Event | Note], None]) -> RayGroup:
+    async def open(self, module: Module, hear: Callable[[Report], None]) -> RayGroup:
         facts = facts_of(module, self._cluster, self._server, self._home, key=self._key, boot=self._boot)
         return await self._actor.open(facts, hear)
 

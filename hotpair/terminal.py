@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from hotpair.api_values import Details, Module
+from hotpair.api_values import Checker, Details, Module
 
 BYTES = ("bytes", "KiB", "MiB", "GiB", "TiB")
 
@@ -51,11 +51,22 @@ def details_text(details: Details) -> Table:
     table.add_column(overflow="fold")
     said = details.model_dump()
     module = said.pop("module")
+    del said["checkers"]
     table.add_row("state", state_text(details.module.state, details.module.colour))
     own = {name: value for name, value in module.items() if name not in ("state", "colour", "peer_colour")}
     for name, value in [*_flat(own), *_flat(said)]:
         table.add_row(name, escape(_shown(name, value)))
+    for one in details.checkers:
+        table.add_row(f"checker.{one.name}", checker_text(one))
     return table
+
+
+def checker_text(one: Checker) -> Text:
+    """The kind, what was found, since when, and what would be done."""
+    colour = {"up": "green", "down": "red"}.get(one.finding, "magenta")
+    since = datetime.fromtimestamp(one.since).astimezone().isoformat(sep=" ", timespec="seconds")
+    rest = f" since {since}: {one.detail} (action: {one.action})"
+    return Text.assemble(f"{one.kind} ", (one.finding, f"bold {colour}"), rest)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

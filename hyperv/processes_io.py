@@ -85,9 +85,9 @@ def wait_for_end(process: ProcessIdentity, timeout_s: float) -> bool:
         os.close(descriptor)
 
 
-def marked(value: str) -> list[ProcessIdentity]:
+def marked(value: str, name: str = MARK) -> list[ProcessIdentity]:
     """All living processes that were started with that mark, or inherited it."""
-    wanted = f"{MARK}={value}".encode()
+    wanted = f"{name}={value}".encode()
     return [process for pid in _pids() if wanted in _environment(pid) and (process := identify(pid)) is not None]
 
 

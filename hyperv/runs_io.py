@@ -122,8 +122,7 @@ class Runs:
 
     def environment(self, more: Mapping[str, str] | None = None, *, mark: bool = True) -> dict[str, str]:
         """What is started gets this: little of ours, and the mark."""
-        passed = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        return passed | dict(more or {}) | ({MARK: self._place.state_directory} if mark else {})
+        return passed_on() | dict(more or {}) | ({MARK: self._place.state_directory} if mark else {})
 
     def remove(self) -> None:
         """Empty the state directory. Raises VmFailed."""
@@ -133,6 +132,11 @@ class Runs:
             pass
         except OSError as error:
             raise VmFailed(f"{error.filename} cannot be removed: {error.strerror}") from error
+
+
+def passed_on() -> dict[str, str]:
+    """What anything that is started for a module gets of this process's environment: none of its secrets."""
+    return {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
 
 
 def _run(document: dict[str, Any], path: str) -> Run:

@@ -16,12 +16,13 @@ from typing import Any, TypeVar
 
 from hotpair.access import Role as AccessRole
 from hotpair.actors.home import Home
-from hotpair.actors.supervisor import Found, Supervisor
+from hotpair.actors.supervisor import Found, Report, Supervisor
 from hotpair.cluster import record_io
 from hotpair.cluster.arbiter_io import NoArbiter
+from hotpair.cluster.checks import Watch
 from hotpair.cluster.configuration import Module as Configured
 from hotpair.cluster.configuration_io import load_cluster, load_modules
-from hotpair.cluster.module_events import Event, MirrorReported, PeerHeard, PeerLost, VmReported
+from hotpair.cluster.module_events import MirrorReported, PeerHeard, PeerLost, VmReported
 from hotpair.cluster.module_values import HowToStop, Mirror, MirrorMode, PeerView, Role, State, Vm
 from hotpair.cluster.record import Record
 from hotpair.cluster.settings import settings_of
@@ -67,6 +68,7 @@ class Begin:
     mirror: Mirror | None = None
     vm: Vm = Vm.OFF
     peer: PeerView | None = None
+    checkers: str = ""  # tables of the module's configuration
 
 
 def stopped() -> Begin:
@@ -90,13 +92,14 @@ def second() -> Begin:
 class Group:
     """Mirror, VM and pulses of one module."""
 
-    def __init__(self, home: Home, module: str, begin: Begin, hear: Callable[[Event], None]) -> None:
+    def __init__(self, home: Home, module: str, begin: Begin, hear: Callable[[Report], None]) -> None:
         self.mirror = begin.mirror
         self.said: list[str] = []
         self.mistakes: list[str] = []
         self.details: dict[str, Any] = {"heartbeat": {}, "replication": {}, "vm": {}}
         self.hangs = False
         self.mirror_answers: asyncio.Event | None = None  # when it is set; None: at once
+        self.watched = Watch(frozenset(), 0)
         self.hear = hear
         self.vm = _Vm(self, begin.vm)
         self.peer = _Peer()
@@ -132,6 +135,9 @@ class Group:
 
     def link(self, lives: bool) -> None:
         self.said.append(f"link {lives}")
+
+    def check(self, watch: Watch) -> None:
+        self.watched = watch
 
     def start(self, role: Role, *, alone: bool, salvage: bytes | None) -> None:
         self.order(f"start {role.value}", allowed=self.mirror is None and (role is Role.SOURCE or not alone))
@@ -203,7 +209,7 @@ class Groups:
         self._begins = begins
         self.open_ones: dict[str, Group] = {}
 
-    async def open(self, module: Configured, hear: Callable[[Event], None]) -> Group:
+    async def open(self, module: Configured, hear: Callable[[Report], None]) -> Group:
         group = Group(self._home, module.name, self._begins[module.name], hear)
         self.open_ones[module.name] = group
         return group
@@ -250,7 +256,9 @@ class ApiServer:
         (folder / "cluster.toml").write_text(CLUSTER.format(tls=str(tls).lower()))
         (folder / "modules").mkdir()
         for number, (name, begin) in enumerate(self.begins.items()):
-            (folder / "modules" / f"{name}.toml").write_text(MODULE.format(name=name, port=5600 + number))
+            (folder / "modules" / f"{name}.toml").write_text(
+                MODULE.format(name=name, port=5600 + number) + begin.checkers
+            )
             (folder / "vm" / name).mkdir(parents=True)
             os.makedirs(self.home.mirror_state(name))
             if begin.record is not None:

@@ -32,6 +32,7 @@ def sections() -> dict[str, str]:
         + _row("options", "table", "{}", "text, whole numbers, true, false, lists of these", tables.VM_OPTIONS_MEANING),
         "loop": _keys(tables.LOOP),
         "checkers": _keys((tables.CHECKER_KIND, *tables.CHECKER))
+        + _row("start_s", "number", "of the kind", tables.START.accepted, tables.START_MEANING)
         + _row("action", "word", "of the kind", tables.ACTIONS.accepted, tables.ACTION_MEANING),
     }
     for kind, keys in tables.ARBITRATION_OPTIONS.items():
@@ -58,10 +59,12 @@ def _row(name: str, kind: str, default: str | None, accepted: str, meaning: str)
 
 
 def _checker_kinds() -> str:
-    rows = "| kind | up means | before a start | default action | own keys |\n|---|---|---|---|---|\n"
+    rows = "| kind | up means | before a start | default action | default `start_s` | own keys |\n"
+    rows += "|---|---|---|---|---|---|\n"
     for name, kind in tables.CHECKER_KINDS.items():
         own = "; ".join(_own_key(key) for key in kind.options)
-        rows += f"| `{name}` | {kind.meaning} | {'yes' if kind.before_start else 'no'} | `{kind.action}` | {own} |\n"
+        rows += f"| `{name}` | {kind.meaning} | {'yes' if kind.before_start else 'no'} | `{kind.action}` "
+        rows += f"| `{kind.start_s:g}` | {own} |\n"
     return rows
 
 

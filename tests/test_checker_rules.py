@@ -17,6 +17,7 @@ from hotpair.cluster.checker_rules import (
     Commanded,
     Effect,
     Event,
+    Left,
     Maintenance,
     Memory,
     Reported,
@@ -219,15 +220,62 @@ def test_a_held_module_resumes_only_after_maintenance() -> None:
     assert actions(play(memory, table, (30.0, Maintenance(False)))[1]) == ["resume"]
 
 
+# ---- what cannot be said, what comes up, what does not run here
+
+
+def test_what_cannot_be_said_ends_the_confirmation_and_lets_nothing_go() -> None:
+    table = rules(tcp=Action.RESTART, lan=Action.WAIT)
+    events: list[tuple[float, Event]] = [(0.0, down("tcp")), (14.0, Reported("tcp", None)), (99.0, Tick())]
+    memory, effects = play(begin(table, 0.0), table, *events)
+    assert effects == [] and memory.checkers["tcp"].status is CheckerStatus.INIT
+    memory, effects = play(memory, table, (100.0, down("lan")), (115.0, Tick()), (116.0, Reported("lan", None)))
+    assert actions(effects) == [Action.WAIT] and memory.held == {"lan"}
+    assert actions(play(memory, table, (117.0, up("lan")))[1]) == ["resume"]
+
+
+def test_a_down_counts_only_when_the_module_had_its_time_to_come_up_or_was_up() -> None:
+    table = Rules({"tcp": Rule("tcp", Action.RESTART, CONFIRM, start_s=60.0)}, 3, 86400.0)
+    started, _ = play(begin(table, 0.0), table, (100.0, Started()))
+    memory, effects = play(started, table, (101.0, down("tcp")), (159.0, down("tcp")), (159.5, Tick()))
+    assert effects == [] and memory.checkers["tcp"].status is CheckerStatus.INIT
+    memory, effects = play(memory, table, (160.0, down("tcp")), (174.0, Tick()))
+    assert effects == []
+    assert actions(play(memory, table, (175.0, Tick()))[1]) == [Action.RESTART]
+    memory, _ = play(started, table, (110.0, up("tcp")), (111.0, down("tcp")))
+    assert actions(play(memory, table, (126.0, Tick()))[1]) == [Action.RESTART]
+
+
+def test_nothing_is_due_where_the_module_does_not_run() -> None:
+    table = rules(tcp=Action.STOP, lan=Action.SWAP)
+    memory, _ = play(begin(table, 0.0), table, (0.0, down("tcp")), (0.0, down("lan")), (1.0, Left(frozenset({"lan"}))))
+    assert [memory.checkers[name].status for name in ("tcp", "lan")] == [CheckerStatus.INIT, CheckerStatus.DOWN]
+    memory, effects = play(memory, table, (99.0, Tick()), (99.0, down("tcp")), (200.0, Tick()))
+    assert effects == [] and due_at(memory, table) is None
+    memory, effects = play(memory, table, (201.0, Started()), (202.0, down("lan")), (217.0, Tick()))
+    assert actions(effects) == [Action.SWAP]
+
+
+def test_a_module_that_waits_is_held_by_those_who_still_look() -> None:
+    table = rules(lan=Action.WAIT, tcp=Action.WAIT)
+    memory, effects = play(begin(table, 0.0), table, (0.0, down("lan")), (0.0, down("tcp")), (CONFIRM, Tick()))
+    assert actions(effects) == [Action.WAIT] and memory.held == {"lan", "tcp"}
+    memory, _ = play(memory, table, (16.0, Left(frozenset({"lan"}))))
+    assert memory.held == {"lan"}
+    assert actions(play(memory, table, (17.0, up("lan")))[1]) == ["resume"]
+    memory, effects = play(memory, table, (17.0, Left(frozenset())))
+    assert (memory.held, effects) == (frozenset(), [])
+
+
 # ---- any order of anything
 
 NAMES = ("a", "b", "c")
-PLAIN: list[Event] = [Tick(), Started(), ActionFailed(), Commanded(), Maintenance(True), Maintenance(False)]
+LEFT: list[Event] = [Left(frozenset()), Left(frozenset({"a"})), Left(frozenset({"a", "b", "c"}))]
+PLAIN: list[Event] = [Tick(), Started(), ActionFailed(), Commanded(), Maintenance(True), Maintenance(False), *LEFT]
 events = st.lists(
     st.tuples(
         st.sampled_from([0.0, 1.0, 5.0, 14.5, 15.0, 30.0, 100.0]),
         st.one_of(
-            st.builds(Reported, st.sampled_from((*NAMES, "unknown")), st.booleans()),
+            st.builds(Reported, st.sampled_from((*NAMES, "unknown")), st.sampled_from([True, False, False, None])),
             st.sampled_from([Tick(), *PLAIN]),
         ),
     ),
@@ -243,19 +291,22 @@ def test_whatever_happens_every_action_is_confirmed_single_and_within_the_limit(
     table = rules(max_loop, interval, **dict(zip(NAMES, kinds, strict=True)))
     memory, now = begin(table, 0.0), 0.0
     down_since: dict[str, float] = {}
-    maintenance, under_way = False, None
+    maintenance, running, under_way = False, True, None
     automatic: list[float] = []
     for delay, event in story:
         now += delay
         before = memory
         memory, effects = step(memory, event, now, table)
         match event:
-            case Reported(name, True):
+            case Reported(name, True | None):
                 down_since.pop(name, None)
             case Reported(name, False):
                 down_since.setdefault(name, now)
             case Started():
-                down_since, under_way = {}, None
+                down_since, under_way, running = {}, None, True
+            case Left(still):
+                down_since = {name: since for name, since in down_since.items() if name in still}
+                running = False
             case ActionFailed():
                 under_way = None
             case Commanded():
@@ -268,6 +319,7 @@ def test_whatever_happens_every_action_is_confirmed_single_and_within_the_limit(
                 assert under_way is Action.WAIT
                 assert before.held and not before.held & down_since.keys()
                 continue
+            assert running
             assert now - down_since[effect.checker] >= CONFIRM
             if effect.action is Action.NONE:
                 continue
@@ -280,13 +332,13 @@ def test_whatever_happens_every_action_is_confirmed_single_and_within_the_limit(
         assert len(memory.actions_at) <= max_loop
         assert memory.held == frozenset() or memory.under_way is Action.WAIT
         due = due_at(memory, table)
-        assert due is None or maintenance or due > now
+        assert due is None or (running and not maintenance and due > now)
 
 
 def test_the_table_is_total() -> None:
     """Every kind of event meets a checker in every status, held or not, in maintenance or not."""
     table = rules(a=Action.WAIT)
-    kinds: list[Event] = [up("a"), down("a"), *PLAIN]
+    kinds: list[Event] = [up("a"), down("a"), Reported("a", None), *PLAIN]
     for event, status, held, maintenance in product(kinds, CheckerStatus, (False, True), (False, True)):
         memory = Memory(
             {"a": Checker(status, 0.0)},
@@ -298,8 +350,8 @@ def test_the_table_is_total() -> None:
         after, effects = step(memory, event, 100.0, table)
         expected = status
         if isinstance(event, Reported):
-            expected = CheckerStatus.UP if event.up else CheckerStatus.DOWN
-        elif isinstance(event, Started):
+            expected = {True: CheckerStatus.UP, False: CheckerStatus.DOWN, None: CheckerStatus.INIT}[event.up]
+        elif isinstance(event, Started) or (isinstance(event, Left) and "a" not in event.still):
             expected = CheckerStatus.INIT
         assert after.checkers["a"].status is expected
         if maintenance and event != Maintenance(False):

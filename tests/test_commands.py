@@ -200,7 +200,7 @@ def test_what_is_followed_goes_on_until_the_service_ends(server: ApiServer, word
             if words[0] == "log":
                 assert process.stdout.readline() == "the driver said something\n"
             else:
-                assert "Stopped by the operator." in process.stdout.readline()  # of the past
+                assert "Stopped." in process.stdout.readline()  # of the past
                 assert run("start", "db", home=home_of(server)).returncode == 0
                 assert "STOP -> ALONE: command start" in process.stdout.readline()
             server.stop_serving()
