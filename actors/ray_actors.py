@@ -164,7 +164,7 @@ class VmActor:
     def __init__(self, facts: GroupFacts) -> None:
         self._held = Incarnation(facts.state, VM)
         self._post = _Post(Origin(facts.module, VM, self._held.number))
-        self._keeper = VmKeeper(facts.vm, lambda: drivers_io.make(facts.driver, facts.place), self._post)
+        self._keeper = VmKeeper(facts.vm, drivers_io.Maker(facts.driver, facts.place), self._post)
         self._found = self._keeper.find()
         self._post(None)
         self._post(VmReported(self._found))
