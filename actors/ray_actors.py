@@ -21,7 +21,7 @@ from hotpair.actors.heartbeat import Heartbeat, HeartbeatFacts
 from hotpair.actors.incarnation_io import Incarnation
 from hotpair.actors.mirror_keeper import MirrorFacts, MirrorKeeper
 from hotpair.actors.ray_profile import ACTOR_OPTIONS
-from hotpair.actors.supervisor import MOMENT_S, Found
+from hotpair.actors.supervisor import MOMENT_S, Found, HelpersSilent
 from hotpair.actors.vm_keeper import VmFacts, VmKeeper
 from hotpair.cluster.module_events import Event, MirrorReported, VmReported
 from hotpair.cluster.module_values import HowToStop, PeerView, Role, Vm
@@ -225,8 +225,12 @@ class RayGroup:
         self._link = False
 
     async def find(self) -> Found:
-        async with asyncio.timeout(FIND_S):
-            found, vm = await asyncio.gather(self._mirror.find.remote(), self._actors[VM].find.remote())
+        try:
+            async with asyncio.timeout(FIND_S):
+                found, vm = await asyncio.gather(self._mirror.find.remote(), self._actors[VM].find.remote())
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            name = self.facts.module
+            raise HelpersSilent(f"the actors of {name} do not answer: {error or 'they may be starting'}") from error
         return Found(found.mirror, vm, found.bytes_changed)
 
     def start(self, role: Role, *, alone: bool, salvage: bytes | None) -> None:

@@ -143,8 +143,8 @@ def kind_of(words: Sequence[str]) -> str:
     """What a process is, by its command line: one of KINDS."""
     line = " ".join(words)
     if line.startswith("ray::"):
-        name = re.match(r"ray::(\w+)", line)
-        return _ACTORS.get("" if name is None else name[1], "idle Ray workers")
+        name = re.match(r"ray::(?:[\w-]+/\w+:)?(\w+)", line)
+        return _ACTORS.get("" if name is None else name[1], "idle Ray workers" if "IDLE" in line else "Ray")
     if any(word.endswith(APPLICATION) for word in words):
         return "applications"
     if "hotpair.replication" in words:
