@@ -1,4 +1,4 @@
-"""A server opens its modules a few at a time, however long each takes, and one that is silent keeps no other waiting."""
+"""Modules are opened a few at a time, however long each takes; one that is silent keeps no other waiting."""
 
 from __future__ import annotations
 
