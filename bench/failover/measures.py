@@ -15,6 +15,8 @@ from hotpair.demo_servers_io import ADDRESSES
 
 GREEN_S = 180.0
 FAILOVER_S = 60.0
+PATIENCE_S = 20.0  # for each module
+LOOK_SELDOM_S = 0.2  # while many processes start on few processors
 AFTER_S = 1.0  # writes that are waited for after the longest gap
 BEFORE_S = 2.0  # writes that show what is usual
 
@@ -38,7 +40,8 @@ def running(pair: Pair) -> Iterator[Pair]:
     """Both servers, from their start until everything is green; nothing is left of them."""
     try:
         pair.start()
-        pair.until(pair.is_green, "all modules are green", GREEN_S + 20.0 * len(pair.modules))
+        limit_s = GREEN_S + PATIENCE_S * len(pair.modules)
+        pair.until(pair.is_green, "all modules are green", limit_s, LOOK_SELDOM_S)
         yield pair
     finally:
         pair.end()
