@@ -78,6 +78,8 @@ def test_what_the_application_wrote_down_is_read() -> None:
         ("python -P -m hotpair.replication source --dir /a/m01 --peer 127.0.0.2:27000", "mirrors"),
         ("python -P -m hotpair.replication target --dir /a/m01 --listen 127.0.0.1:27000", "mirrors"),
         ("python -P -m hotpair.replication.helper 5", "mirrors' helpers"),
+        ("python -I -S /x/hotpair/replication/keeper.py /a/keeper.sock", "mirrors' helpers"),
+        ("python -P -m hotpair.hyperv.detach_io log /a/application.log application", "applications' logs"),
         ("python -P -c x run --home /a --server a --ray-port 1", "service"),
         ("python -I /var/tmp/application.py /var/tmp/marks idle", "applications"),
         ("sleep 5", "other"),

@@ -132,6 +132,7 @@ KINDS = (
     "mirrors",
     "mirrors' helpers",
     "applications",
+    "applications' logs",
     "other",
 )
 APPLICATION = "application.py"
@@ -149,8 +150,10 @@ def kind_of(words: Sequence[str]) -> str:
         return "applications"
     if "hotpair.replication" in words:
         return "mirrors" if any(role in words for role in _ROLES) else "mirrors' helpers"
-    if "hotpair.replication" in line:
+    if "hotpair.replication" in line or "hotpair/replication/" in line:
         return "mirrors' helpers"
+    if "hotpair.hyperv" in line:
+        return "applications' logs"
     if "run" in words and "--server" in words:
         return "service"
     return "Ray" if any(part in line for part in _RAY) else "other"

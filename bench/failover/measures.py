@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +43,7 @@ def running(pair: Pair) -> Iterator[Pair]:
         pair.until(pair.is_green, "all modules are green", limit_s, LOOK_SELDOM_S)
         yield pair
     finally:
-        pair.end()
-        shutil.rmtree(pair.folder)
+        pair.end()  # its folder goes with all others when the run's namespaces have ended
 
 
 def measure_one_module(plan: Plan, directory: Path, results: Results) -> None:
