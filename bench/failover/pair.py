@@ -195,7 +195,7 @@ _TABLE = "hotpair_bench"
 def _silence(ports: str) -> str:
     """Rules for nft(8): dropped where it arrives, so that who sends is told nothing."""
     ways = "; ".join(f"{kind} {end} {ports} drop" for kind in ("tcp", "udp") for end in ("sport", "dport"))
-    return f"table inet {_TABLE} {{ chain all {{ type filter hook input priority 0; {ways}; }} }}\n"
+    return f"table inet {_TABLE} {{ chain silence {{ type filter hook input priority 0; {ways}; }} }}\n"
 
 
 def _nft(rules: str) -> None:
