@@ -123,7 +123,7 @@ class Pair:
     def tidy(self, name: str) -> None:
         """After a cut: what is left of the server's mounts, and of the silence."""
         self.servers[name].cut_power()
-        _nft(f"table inet {_TABLE} {{ }}\ndelete table inet {_TABLE}\n")
+        _nft(f"table inet {_TABLE}\ndelete table inet {_TABLE}\n")
 
     def end(self) -> None:
         for server in self.servers.values():
@@ -194,8 +194,8 @@ _TABLE = "hotpair_bench"
 
 def _silence(ports: str) -> str:
     """Rules for nft(8): dropped where it arrives, so that who sends is told nothing."""
-    ways = "; ".join(f"{kind} {end} {ports} drop" for kind in ("tcp", "udp") for end in ("sport", "dport"))
-    return f"table inet {_TABLE} {{ chain silence {{ type filter hook input priority 0; {ways}; }} }}\n"
+    ways = "\n".join(f"{kind} {end} {ports} drop" for kind in ("tcp", "udp") for end in ("sport", "dport"))
+    return f"table inet {_TABLE} {{\nchain silence {{\ntype filter hook input priority 0\n{ways}\n}}\n}}\n"
 
 
 def _nft(rules: str) -> None:
