@@ -73,7 +73,7 @@ def _failover(pair: Pair) -> Measured:
     """The primary is cut; it comes back as the other's peer."""
     primary = pair.primary()
     other = _other(primary)
-    cut = pair.cut(primary, silent=False)
+    cut = pair.cut(primary, silent=False).at
     pair.until(lambda: first_after(pair.marks(), "started", other, cut) is not None, f"{other} starts it", FAILOVER_S)
     started = first_after(pair.marks(), "started", other, cut)
     assert started is not None
@@ -105,7 +105,8 @@ def _freeze(pair: Pair, *, silent: bool = False) -> Measured:
     secondary = _other(primary)
     began = max(pair.writes(0.0), default=0.0)
     pair.until(lambda: max(pair.writes(began), default=began) > began + BEFORE_S, "it writes", FAILOVER_S)
-    cut = pair.cut(secondary, silent=silent)
+    done = pair.cut(secondary, silent=silent)
+    cut = done.at
     alone = f"{primary} goes on alone"
     pair.until(lambda: [one.state for one in pair.seen(primary)] == ["ALONE"], alone, FAILOVER_S)
     gone_on = max(pair.writes(cut), default=cut)
@@ -116,6 +117,7 @@ def _freeze(pair: Pair, *, silent: bool = False) -> Measured:
         "longest_s": gap.longest,
         "usual_s": gap.usual,
         "began_after_s": gap.began,
+        "mirror_gone_after_s": done.gone_s,  # a killed process waits for its disk and for a processor, too
         "events": pair.events(primary, cut),
     }
     _come_back(pair, secondary)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import secrets
+import select
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.failover.figures import APPLICATION, Mark, marks_of
+from bench.failover.figures import APPLICATION, Mark, kind_of, marks_of
 from bench.process import BenchError
 from hotpair.api_values import Module
 from hotpair.client import ApiError, Client
@@ -21,6 +23,7 @@ FIRST_PORT = 26000  # of the two runtimes' ports, in a network namespace of its 
 FIRST_MIRROR_PORT = 27000
 PORTS_APART = 400
 LOOK_S = 0.02
+GONE_S = 5.0  # for a killed process that waits for a disk
 PAUSE_S = 0.002  # between two writes of an application that writes
 
 # Foreground, ends at once on SIGTERM. Its block is always the same one: what is measured is the way, not the disk.
@@ -51,6 +54,14 @@ def fencing(folder: Path) -> str:
     off = folder / POWERED_OFF
     look = f"[ $HOTPAIR_SERVER = a ] && [ -e {off}/b ] || [ $HOTPAIR_SERVER = b ] && [ -e {off}/a ]"
     return f'kind = "fence"\n[arbitration.fence]\ntimeout_s = 2\ncommand = ["/bin/sh", "-c", "{look}"]\n'
+
+
+@dataclass(frozen=True)
+class Cut:
+    """`at`: seconds since 1970. `gone_s`: until the kernel had ended the mirrors, and with them their connections."""
+
+    at: float
+    gone_s: float
 
 
 class Pair:
@@ -103,22 +114,28 @@ class Pair:
             (self.folder / POWERED_OFF / name).unlink(missing_ok=True)
             self.servers[name].start()
 
-    def cut(self, name: str, *, silent: bool) -> float:
-        """kill -9 of everything that this server runs. Returns when that was, in seconds since 1970.
+    def cut(self, name: str, *, silent: bool) -> Cut:
+        """kill -9 of everything that this server runs.
 
         `silent`: nothing that the two mirrors and heartbeats say arrives any more, from just before.
         """
-        pids = [process.pid for process in self.servers[name].processes()]
+        processes = self.servers[name].processes()
+        mirrors = [os.pidfd_open(one.pid) for one in processes if kind_of(one.cmdline()) == "mirrors"]
         if silent:
             _nft(_silence(f"{FIRST_MIRROR_PORT}-{FIRST_MIRROR_PORT + len(self.modules)}"))
         at = time.time()
         (self.folder / POWERED_OFF / name).touch()
-        for pid in pids:
+        for one in processes:
             try:
-                os.kill(pid, 9)
+                os.kill(one.pid, 9)
             except ProcessLookupError:
                 continue  # it has just ended
-        return at
+        for descriptor in mirrors:
+            poll = select.poll()
+            poll.register(descriptor, select.POLLIN)
+            poll.poll(GONE_S * 1000)
+            os.close(descriptor)
+        return Cut(at, time.time() - at)
 
     def tidy(self, name: str) -> None:
         """After a cut: what is left of the server's mounts, and of the silence."""
