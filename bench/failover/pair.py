@@ -46,13 +46,12 @@ while True:
 """
 
 NO_ARBITER = 'kind = "none"\n'
-POWERED_OFF = "off"  # a folder with a file for each server that was cut
+POWERED_OFF = "off"  # a folder with a file for each server whose peer was cut
 
 
 def fencing(folder: Path) -> str:
-    """Says that the server that does not ask is off, when the benchmark has cut it."""
-    off = folder / POWERED_OFF
-    look = f"[ $HOTPAIR_SERVER = a ] && [ -e {off}/b ] || [ $HOTPAIR_SERVER = b ] && [ -e {off}/a ]"
+    """Says that the peer of the server that asks is off, when the benchmark has cut it."""
+    look = f"test -e {folder / POWERED_OFF}/peer-of-$HOTPAIR_SERVER"
     return f'kind = "fence"\n[arbitration.fence]\ntimeout_s = 2\ncommand = ["/bin/sh", "-c", "{look}"]\n'
 
 
@@ -111,7 +110,7 @@ class Pair:
     def start(self, *names: str) -> None:
         """These servers, or both, as hosts that have booted."""
         for name in names or ADDRESSES:
-            (self.folder / POWERED_OFF / name).unlink(missing_ok=True)
+            self._says_off(name).unlink(missing_ok=True)
             self.servers[name].start()
 
     def cut(self, name: str, *, silent: bool) -> Cut:
@@ -124,7 +123,7 @@ class Pair:
         if silent:
             _nft(_silence(f"{FIRST_MIRROR_PORT}-{FIRST_MIRROR_PORT + len(self.modules)}"))
         at = time.time()
-        (self.folder / POWERED_OFF / name).touch()
+        self._says_off(name).touch()
         for one in processes:
             try:
                 os.kill(one.pid, 9)
@@ -136,6 +135,11 @@ class Pair:
             poll.poll(GONE_S * 1000)
             os.close(descriptor)
         return Cut(at, time.time() - at)
+
+    def _says_off(self, name: str) -> Path:
+        """What the fencing command looks for when the other one asks."""
+        other = next(one for one in ADDRESSES if one != name)
+        return self.folder / POWERED_OFF / f"peer-of-{other}"
 
     def tidy(self, name: str) -> None:
         """After a cut: what is left of the server's mounts, and of the silence."""
