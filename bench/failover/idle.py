@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -101,11 +100,3 @@ def _asked(pair: Pair, name: str) -> dict[str, float] | None:
         return None
     sums = sums_of(text)
     return {"sent": sums["hotpair_pulses_sent_total"], "lost": sums["hotpair_pulses_lost_total"]}
-
-
-def shown(pair: Pair) -> list[tuple[str, str]]:
-    """Kind and command line of each process, for who wants to see what is counted where."""
-    found = [process for name in ADDRESSES for process in pair.servers[name].processes()]
-    return sorted(
-        (_kind(process), " ".join(process.cmdline())[:100]) for process in found if process.pid != os.getpid()
-    )
