@@ -8,7 +8,7 @@ TEST_PACKAGES := fio attr acl postgresql sqlite3 iproute2 openssl strace etcd-se
 BENCH_PACKAGES := fio glusterfs-server glusterfs-client qemu-system-x86 qemu-utils qemu-block-extra qemu-system-common gcc libc6-dev openssl iproute2
 SOURCES := pyproject.toml $(shell find hotpair actors cluster replication hyperv -name '*.py')
 
-.PHONY: demo test lint types unit packages bench-packages bench torture mutants protocol-mutants clean
+.PHONY: demo test lint types unit packages bench-packages bench bench-failover torture mutants protocol-mutants clean
 
 # The main job, shown on this machine: a power cut, the take-over, the return, a swap.
 demo: $(VENV)/installed
@@ -58,6 +58,10 @@ unit: $(VENV)/installed packages
 
 bench: bench-packages
 	$(BIN)/python -m bench $(BENCH_ARGUMENTS)
+
+# What two servers cost, and how fast they fail over
+bench-failover: $(VENV)/installed packages
+	$(BIN)/python -m bench.failover $(BENCH_ARGUMENTS)
 
 torture: $(VENV)/installed packages
 	$(BIN)/pytest tests/torture.py -m long -o timeout=86400 $(TORTURE_ARGUMENTS)

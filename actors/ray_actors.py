@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,8 +21,9 @@ from hotpair.actors.heartbeat import Heartbeat, HeartbeatFacts
 from hotpair.actors.incarnation_io import Incarnation
 from hotpair.actors.mirror_keeper import MirrorFacts, MirrorKeeper
 from hotpair.actors.module_probes import prober_of
+from hotpair.actors.post import InTurn
 from hotpair.actors.ray_profile import ACTOR_OPTIONS
-from hotpair.actors.supervisor import MOMENT_S, Found, Report
+from hotpair.actors.supervisor import MOMENT_S, Found, HelpersSilent, Report
 from hotpair.actors.vm_keeper import VmFacts, VmKeeper
 from hotpair.cluster.checks import Watch
 from hotpair.cluster.configuration import Checker
@@ -38,6 +40,7 @@ SUPERVISOR = "supervisor"
 HEARTBEAT, REPLICATION, VM = "heartbeat", "replication", "vm"
 ROLES = (HEARTBEAT, REPLICATION, VM)
 FIND_S = 60.0  # until a module's actors have said what runs
+HEARD_S = 10.0  # for one report, by a supervisor that lives
 ASK_S = 10.0  # for what people ask of an actor
 CLOSE_S = 10.0
 
@@ -74,22 +77,27 @@ class _Post:
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._supervisor: Any = None
-        self._last: Any = None
+        self._in_turn = InTurn(self._send)
 
     def __call__(self, event: Report | None) -> None:
         """None: only that there is a new process in this role."""
-        try:
-            if self._supervisor is None:
-                self._supervisor = ray.get_actor(SUPERVISOR, namespace=NAMESPACE)
-            self._last = self._supervisor.hear.remote(self._origin, event)
-        except (ValueError, ray.exceptions.RayError) as error:
-            self._supervisor = None  # it asks when it is there again
-            log.warning("%s: the supervisor cannot be reached: %s", self._origin, error)
+        self._in_turn(event)
 
     def is_heard(self) -> None:
         """Wait a moment until what was said last has been heard."""
-        if self._last is not None:
-            ray.wait([self._last], timeout=MOMENT_S)
+        self._in_turn.is_heard(MOMENT_S)
+
+    def _send(self, event: Report | None) -> None:
+        try:
+            if self._supervisor is None:
+                self._supervisor = ray.get_actor(SUPERVISOR, namespace=NAMESPACE)
+            # not ray.get: in the heartbeat's process that belongs to the event loop
+            self._supervisor.hear.remote(self._origin, event).future().result(HEARD_S)
+        except TimeoutError:
+            log.warning("%s: the supervisor does not listen; going on", self._origin)
+        except (ValueError, ray.exceptions.RayError) as error:
+            self._supervisor = None  # it asks when it is there again
+            log.warning("%s: the supervisor cannot be reached: %s", self._origin, error)
 
 
 class HeartbeatActor:
@@ -97,16 +105,26 @@ class HeartbeatActor:
 
     async def __init__(self, facts: GroupFacts) -> None:  # type: ignore[misc]  # Ray waits for it, in the event loop
         self._held = Incarnation(facts.state, HEARTBEAT)
+        self._said: dict[str, int] = {}
         post = _Post(Origin(facts.module, HEARTBEAT, self._held.number))
         self._heartbeat = Heartbeat(facts.heartbeat, post)
         self._task = asyncio.get_running_loop().create_task(self._heartbeat.run())
         post(None)
 
-    async def say(self, told: PeerView) -> None:
-        self._heartbeat.say(told)
+    async def say(self, number: int, told: PeerView) -> None:
+        if self._is_newer("say", number):
+            self._heartbeat.say(told)
 
-    async def link(self, lives: bool) -> None:
-        self._heartbeat.link(lives)
+    async def link(self, number: int, lives: bool) -> None:
+        if self._is_newer("link", number):
+            self._heartbeat.link(lives)
+
+    def _is_newer(self, what: str, number: int) -> bool:
+        """Calls of an async actor overtake each other; what is said here is a level, and the last one counts."""
+        newer = number > self._said.get(what, 0)
+        if newer:
+            self._said[what] = number
+        return newer
 
     async def status(self) -> Mapping[str, Any]:
         return self._heartbeat.status()
@@ -170,7 +188,7 @@ class VmActor:
     def __init__(self, facts: GroupFacts) -> None:
         self._held = Incarnation(facts.state, VM)
         self._post = _Post(Origin(facts.module, VM, self._held.number))
-        self._keeper = VmKeeper(facts.vm, lambda: drivers_io.make(facts.driver, facts.place), self._post)
+        self._keeper = VmKeeper(facts.vm, drivers_io.Maker(facts.driver, facts.place), self._post)
         self._prober = prober_of(facts.checkers, facts.module, self._keeper, self._post)
         self._found = self._keeper.find()
         self._post(None)
@@ -221,7 +239,7 @@ class _Peer:
 
     def say(self, told: PeerView) -> None:
         self.told = told
-        self._actor.say.remote(told)
+        self._actor.say.remote(time.monotonic_ns(), told)
 
 
 class RayGroup:
@@ -237,8 +255,12 @@ class RayGroup:
         self._watch: Watch | None = None
 
     async def find(self) -> Found:
-        async with asyncio.timeout(FIND_S):
-            found, vm = await asyncio.gather(self._mirror.find.remote(), self._actors[VM].find.remote())
+        try:
+            async with asyncio.timeout(FIND_S):
+                found, vm = await asyncio.gather(self._mirror.find.remote(), self._actors[VM].find.remote())
+        except (TimeoutError, ray.exceptions.RayError) as error:
+            name = self.facts.module
+            raise HelpersSilent(f"the actors of {name} do not answer: {error or 'they may be starting'}") from error
         return Found(found.mirror, vm, found.bytes_changed)
 
     def start(self, role: Role, *, alone: bool, salvage: bytes | None) -> None:
@@ -270,7 +292,7 @@ class RayGroup:
 
     def link(self, lives: bool) -> None:
         self._link = lives
-        self._actors[HEARTBEAT].link.remote(lives)
+        self._actors[HEARTBEAT].link.remote(time.monotonic_ns(), lives)
 
     def check(self, watch: Watch) -> None:
         self._watch = watch
@@ -279,7 +301,7 @@ class RayGroup:
     def is_new(self, role: str) -> None:
         """There is another process in this role: what only the supervisor knows is said to it again."""
         if role == HEARTBEAT:
-            self._actors[HEARTBEAT].link.remote(self._link)
+            self._actors[HEARTBEAT].link.remote(time.monotonic_ns(), self._link)
             if self.peer.told is not None:
                 self.peer.say(self.peer.told)
         if role == VM and self._watch is not None:

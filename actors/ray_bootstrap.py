@@ -14,7 +14,7 @@ import ray
 from hotpair.actors.ray_actors import NAMESPACE, SUPERVISOR, SupervisorActor
 from hotpair.actors.ray_profile import ACTOR_OPTIONS
 
-UP_S = 120.0  # until the supervisor answers: all its modules are open then
+UP_S = 120.0  # until the supervisor answers: it opens its modules then, however long that takes
 
 
 def main(address: str) -> int:

@@ -36,6 +36,7 @@ def environment(token_path: str) -> tuple[Entry, ...]:
         Entry("RAY_kill_child_processes_on_worker_exit", "0", "mirrors and VMs outlive actors"),
         Entry("RAY_process_group_cleanup_enabled", "0", "mirrors and VMs outlive actors"),
         Entry("RAY_prestart_worker_first_driver", "0", "a start could hang for ever on workers that come too late"),
+        Entry("RAY_raylet_start_wait_time_s", "80", "a host that has just booted is busy"),
         Entry("RAY_worker_maximum_startup_concurrency", str(WORKERS_AT_A_TIME), "all modules' actors in seconds"),
         Entry("RAY_task_events_report_interval_ms", "0", "nobody reads them; memory"),
         Entry("RAY_enable_timeline", "0", "nobody reads it; memory"),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -53,6 +53,7 @@ log = logging.getLogger("hotpair.supervisor")
 AGAIN_S = 5.0  # after something of the module's own state could not be read or stored
 MOMENT_S = 0.3  # for a mirror's report, before a pulse is believed without it
 RUNS = (State.ALONE, State.PRIM)
+OPENED_AT_A_TIME = 4  # modules; each has three processes that start, and more would only wait for each other
 QUESTIONS = 8  # put to the arbiter at the same time; each blocks a thread for its time limit at most
 
 
@@ -82,7 +83,9 @@ class Group(MirrorPort, Protocol):
     def check(self, watch: Watch) -> None:
         """Which checks are to be made from now on."""
 
-    async def find(self) -> Found: ...
+    async def find(self) -> Found:
+        """Raises HelpersSilent."""
+
     async def status(self) -> Mapping[str, Any]: ...
     async def close(self) -> None: ...
 
@@ -112,6 +115,10 @@ class Standing:
     peer_ready: bool
     in_sync: bool
     problem: str = ""
+
+
+class HelpersSilent(Exception):
+    """A module's helpers have not said in time what runs; the text says more."""
 
 
 class UnknownModule(Exception):
@@ -163,6 +170,7 @@ class Supervisor:
         self._asking = ThreadPoolExecutor(QUESTIONS, "arbiter")
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._may_open = asyncio.Semaphore(OPENED_AT_A_TIME)
 
     # ---- modules
 
@@ -177,6 +185,16 @@ class Supervisor:
         self._open[name] = module
         module.group = await self._groups.open(configured, lambda event: self._post(module, event))
         await self._begin(module)
+
+    def add_all(self, modules: Iterable[Configured]) -> None:
+        """Open these, a few at a time. Not waited for: a server whose disks and processors are busy may need minutes
+        for 25, and whoever took that for a failure and began again would never come to an end."""
+        for configured in modules:
+            self._do(self._add_in_turn(configured))
+
+    async def _add_in_turn(self, configured: Configured) -> None:
+        async with self._may_open:
+            await self.add(configured)
 
     async def remove(self, name: str) -> None:
         """Forget a module that is stopped. ModuleRefused while it is not."""
@@ -232,7 +250,11 @@ class Supervisor:
         except (RecordDamaged, RecordVersion, RecordNotStored, WishesUnusable, LoopCounterUnusable, NotStored) as error:
             self._is_broken(module, str(error))
             return
-        found = await group.find()
+        try:
+            found = await group.find()
+        except HelpersSilent as error:
+            self._is_broken(module, str(error))
+            return
         runner = ModuleRunner(
             self._settings(module.configured),
             mirror=group,

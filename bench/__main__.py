@@ -3,14 +3,9 @@
 import argparse
 import fnmatch
 import os
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
-from types import FrameType
 
 from bench.measure import prefer
 from bench.mounts import unmount_below
@@ -19,12 +14,11 @@ from bench.report import print_report, write_json
 from bench.results import Results
 from bench.resync import NAMES, measure_resync
 from bench.runner import Plan, measure_systems
+from bench.spaces import INSIDE, be_interrupted_once, run_inside
 from bench.systems.registry import factories
 from bench.workloads import QUICK_SIZES, WORKLOADS, Sizes
 
-ROOT = Path(__file__).resolve().parent.parent
 REPEATS = 30
-INSIDE = "--inside"  # not for people: how the command starts itself in its own namespaces
 
 
 def main() -> int:
@@ -34,7 +28,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("bench: needs root: it mounts, makes network namespaces and drops caches", file=sys.stderr)
         return 2
-    return _run_in_namespaces(options.dir)
+    return run_inside("bench", sys.argv[1:], options.dir)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -71,49 +65,9 @@ def _workload_names() -> list[str]:
     return [workload.name for workload in WORKLOADS]
 
 
-def _run_in_namespaces(parent: str) -> int:
-    """Start this command again where mounts, processes, networks and shared memory end with it."""
-    directory = Path(tempfile.mkdtemp(prefix="hotpair-bench-", dir=parent))
-    # When this process is killed, the kernel ends the one inside, and with it everything in its namespaces.
-    spaces = [
-        "setpriv",
-        "--pdeathsig",
-        "KILL",
-        "unshare",
-        "--mount",
-        "--net",
-        "--ipc",
-        "--pid",
-        "--fork",
-        "--kill-child",
-        "--mount-proc",
-    ]
-    line = [*spaces, sys.executable, "-m", "bench", *sys.argv[1:], INSIDE, str(directory)]
-    process: subprocess.Popen[bytes] | None = None
-
-    def pass_on(_number: int, _frame: FrameType | None) -> None:
-        if process is not None and process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, pass_on)
-    try:
-        # A session of its own: one signal from Ctrl-C, through pass_on, and not two.
-        process = subprocess.Popen(line, cwd=ROOT, start_new_session=True)
-        return process.wait()
-    finally:
-        shutil.rmtree(directory)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: what follows is tidying up
-    raise KeyboardInterrupt
-
-
 def _run(options: argparse.Namespace, directory: Path) -> int:
     """The run itself, inside the namespaces. 0: all selected was measured and right; 1: it was not."""
-    signal.signal(signal.SIGTERM, _interrupt)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    be_interrupted_once()
     prefer([os.getpid()])
     results = Results()
     since = time.monotonic()

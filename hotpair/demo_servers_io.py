@@ -99,7 +99,8 @@ class Server:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
                 words = [*process.cmdline(), *process.environ().values()]
-                is_named = any(str(self.folder) in word for word in words)
+                # with the slash: the server a's folder is how the path of the application begins, too
+                is_named = any(f"{self.folder}/" in f"{word}/" for word in words)
                 if is_named or service in [process.pid, *(one.pid for one in process.parents())]:
                     found.append(process)
         return found

@@ -31,7 +31,7 @@ log = logging.getLogger("hotpair.run")
 
 AGAIN_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # before Ray is started again, by how often it has ended soon
 LIVED_S = 60.0  # a runtime that lived so long did not end soon
-BUILD_S = 150.0  # until the supervisor has opened its modules
+BUILD_S = 150.0  # until the supervisor answers
 FOLDERS = "/run/hotpair"  # Ray's folders: short paths
 
 
@@ -142,7 +142,7 @@ class Service:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            log.error("the supervisor has not opened its modules within %g s", BUILD_S)
+            log.error("the supervisor does not answer within %g s", BUILD_S)
             return False
         if done.returncode:
             log.error("the supervisor cannot be made: %s", done.stderr.decode(errors="replace").strip())

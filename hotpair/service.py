@@ -54,6 +54,5 @@ async def build(home: Home, server: str, api_port: int, actor: SupervisorActor) 
     for name, error in modules.refused.items():
         log.error("module %s is left out: %s", name, error)
     await serve(supervisor, home, server=server, port=api_port)  # first: people see how far it is
-    for module in modules.accepted.values():
-        await supervisor.add(module)
+    supervisor.add_all(modules.accepted.values())
     return supervisor

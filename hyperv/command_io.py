@@ -7,6 +7,7 @@ import posixpath
 import shutil
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hotpair.hyperv.application_log_io import ApplicationLog
@@ -29,9 +30,11 @@ from hotpair.hyperv.processes_io import (
     ProcessIdentity,
     command_line,
     identify,
+    in_session,
     is_alive,
     kill_all,
     marked,
+    open_process,
     send,
     ticks_now,
     wait_for_end,
@@ -47,7 +50,7 @@ LOCK_WAIT_S = 1.0
 
 @dataclass(frozen=True)
 class _Found:
-    """`process`: the application's main one. `others`: what else of it lives."""
+    """`process`: the application's main one. `others`: where that does not live, whether something else of it does."""
 
     run: Run | None
     process: ProcessIdentity | None
@@ -118,7 +121,7 @@ class CommandDriver:
     def _wait_until_up(self, options: CommandOptions, run: Run, end: float) -> None:
         """Raises VmFailed when it ends, StartTimedOut."""
         while True:
-            process = self._main(options, run)
+            process = self._main(options, run, marked(self._place.state_directory))
             if options.foreground and process is None:
                 raise VmFailed(f"the application ended at once: see {self._place.application_log}")
             if options.check:
@@ -203,6 +206,10 @@ class CommandDriver:
     def _launch_name(self, found: _Found) -> str:
         return "" if found.run is None else f"started {found.run.launched_ticks} ticks after boot"
 
+    def end_descriptor(self) -> int | None:
+        run = self._runs.read()
+        return None if run is None or run.process is None else open_process(run.process)
+
     def is_off(self) -> Proof:
         try:
             with locked(self._place.lock, self._place.module):
@@ -229,11 +236,15 @@ class CommandDriver:
 
     def _find(self, options: CommandOptions) -> _Found:
         run = self._runs.read()
-        process = None if run is None else self._main(options, run)
-        others = [one for one in self._runs.processes() if one != process]
-        return _Found(run, process, bool(others))
+        if run is not None and run.process is not None and is_alive(run.process):
+            return _Found(run, run.process, others=False)  # all processes of the server need not be looked at
+        with_mark = marked(self._place.state_directory)
+        process = None if run is None else self._main(options, run, with_mark)
+        if process is not None or run is None or run.process is None:
+            return _Found(run, process, process is None and bool(with_mark))
+        return _Found(run, None, bool(with_mark or in_session(run.process)))
 
-    def _main(self, options: CommandOptions, run: Run) -> ProcessIdentity | None:
+    def _main(self, options: CommandOptions, run: Run, with_mark: Sequence[ProcessIdentity]) -> ProcessIdentity | None:
         """The application's main process, if it lives.
 
         In a pid file may stand anything: the other server's number, or one from before. It counts only with the mark:
@@ -241,7 +252,7 @@ class CommandDriver:
         """
         if run.process is not None and is_alive(run.process):
             return run.process
-        found = [one for one in marked(self._place.state_directory) if DETACH not in command_line(one)]
+        found = [one for one in with_mark if DETACH not in command_line(one)]
         if options.foreground:
             return None if run.process is not None else min(found, key=lambda one: one.start_ticks, default=None)
         pid = self._pid_in_file(options) if found else None

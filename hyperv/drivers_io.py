@@ -24,8 +24,29 @@ def problem(name: str, points: Iterable[EntryPoint] | None = None) -> str | None
     return f'no driver "{name}" is installed here: give one of {", ".join(names) or "none, for none is installed"}'
 
 
+class Maker:
+    """Makes drivers of one name for one place. The name is looked up once: that reads every package's metadata, which
+    takes 10 ms and more, and a VM is looked at all the time."""
+
+    def __init__(self, name: str, place: Place) -> None:
+        self._name = name
+        self._place = place
+        self._factory: Factory | None = None
+
+    def __call__(self) -> Driver:
+        """Raises UnknownDriver, until it is installed."""
+        if self._factory is None:
+            self._factory = find(self._name)
+        return self._factory(self._place)
+
+
 def make(name: str, place: Place, points: Iterable[EntryPoint] | None = None) -> Driver:
     """The driver for a module. Raises UnknownDriver."""
+    return find(name, points)(place)
+
+
+def find(name: str, points: Iterable[EntryPoint] | None = None) -> Factory:
+    """What makes drivers of that name. Raises UnknownDriver."""
     missing = problem(name, points)
     if missing is not None:
         raise UnknownDriver(missing)
@@ -37,7 +58,7 @@ def make(name: str, place: Place, points: Iterable[EntryPoint] | None = None) ->
         factory: Factory = found[0].load()
     except (ImportError, AttributeError) as error:
         raise UnknownDriver(f'the driver "{name}" ({found[0].value}) cannot be loaded: {error}') from error
-    return factory(place)
+    return factory
 
 
 def _points(points: Iterable[EntryPoint] | None) -> list[EntryPoint]:

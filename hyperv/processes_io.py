@@ -61,7 +61,7 @@ def is_alive(process: ProcessIdentity) -> bool:
 
 def send(process: ProcessIdentity, number: signal.Signals) -> None:
     """A signal to that very process; nothing when it has gone. Raises PermissionError."""
-    descriptor = _open(process)
+    descriptor = open_process(process)
     if descriptor is None:
         return
     try:
@@ -74,7 +74,7 @@ def send(process: ProcessIdentity, number: signal.Signals) -> None:
 
 def wait_for_end(process: ProcessIdentity, timeout_s: float) -> bool:
     """Whether it ends, with all its threads, within that time."""
-    descriptor = _open(process)
+    descriptor = open_process(process)
     if descriptor is None:
         return True
     try:
@@ -83,6 +83,18 @@ def wait_for_end(process: ProcessIdentity, timeout_s: float) -> bool:
         return bool(poll.poll(max(0.0, timeout_s) * 1000))
     finally:
         os.close(descriptor)
+
+
+def open_process(process: ProcessIdentity) -> int | None:
+    """A pidfd, readable when that very process has ended with all its threads; None when it has. Close it."""
+    try:
+        descriptor = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return None
+    if is_alive(process):  # opened first and compared then, so that it cannot be another's
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def marked(value: str, name: str = MARK) -> list[ProcessIdentity]:
@@ -147,18 +159,6 @@ def with_words(*words: str) -> list[ProcessIdentity]:
     wanted = b"\0".join([b"", *map(os.fsencode, words), b""])
     found = (pid for pid in _pids() if wanted in _read(f"/proc/{pid}/cmdline"))
     return [process for pid in found if (process := identify(pid)) is not None]
-
-
-def _open(process: ProcessIdentity) -> int | None:
-    """A pidfd: opened first and compared then, so that it cannot be another's."""
-    try:
-        descriptor = os.pidfd_open(process.pid)
-    except ProcessLookupError:
-        return None
-    if is_alive(process):
-        return descriptor
-    os.close(descriptor)
-    return None
 
 
 def _pids() -> Iterator[int]:

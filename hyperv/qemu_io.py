@@ -14,7 +14,14 @@ from hotpair.hyperv.application_log_io import ApplicationLog
 from hotpair.hyperv.driver import TURN_OFF_LIMIT_S, Heartbeat, Observation, Place, Proof, VmState
 from hotpair.hyperv.errors import Busy, DriverUnusable, ForeignVm, StillRunning, StopTimedOut, VmFailed
 from hotpair.hyperv.files_io import locked, make_state_directory
-from hotpair.hyperv.processes_io import ProcessIdentity, is_alive, kill_all, wait_for_end, wait_for_none
+from hotpair.hyperv.processes_io import (
+    ProcessIdentity,
+    is_alive,
+    kill_all,
+    open_process,
+    wait_for_end,
+    wait_for_none,
+)
 from hotpair.hyperv.qemu_check_io import Checked, check
 from hotpair.hyperv.qemu_launch_io import Launcher
 from hotpair.hyperv.qemu_saved_io import SavedState
@@ -161,6 +168,10 @@ class QemuDriver:
         if not run.answered:
             return Heartbeat.UNKNOWN, None
         return Heartbeat.LOST, None if self._answered_at is None else time.monotonic() - self._answered_at
+
+    def end_descriptor(self) -> int | None:
+        run = self._runs.read()
+        return None if run is None or run.process is None else open_process(run.process)
 
     def is_off(self) -> Proof:
         try:

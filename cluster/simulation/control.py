@@ -16,6 +16,7 @@ from hotpair.cluster.module_events import (
     Commanded,
     Event,
     Look,
+    Looked,
     MirrorReported,
     Now,
     PeerHeard,
@@ -219,7 +220,7 @@ def _switch_off(life: Life, s: int) -> None:
         hosts.lose_power(life, s, life.random.uniform(5.0, 40.0))
 
 
-def answer_comes(life: Life, s: int, answer: Answered) -> None:
+def answer_comes(life: Life, s: int, answer: Answered | Looked) -> None:
     life.world = life.world._replace(answers=tuple(a for a in life.world.answers if a != (s, answer)))
     if life.world.servers[s].module is not None and _reaches_arbiter(life, s):
         take(life, s, answer)
