@@ -99,6 +99,10 @@ class UnknownModule(Exception):
     """There is no module of this name here."""
 
 
+class NotOpened(Exception):
+    """A module's helpers cannot be made, or do not say what runs."""
+
+
 class _Open:
     """One module that is open on this server."""
 
@@ -140,7 +144,7 @@ class Supervisor:
     # ---- modules
 
     async def add(self, configured: Configured, *, at_the_peer: tuple[str, ...] = ()) -> None:
-        """Open a module: what runs of it is taken on. ModuleRefused for the 26th."""
+        """Open a module: what runs of it is taken on. ModuleRefused for the 26th, NotOpened, OSError."""
         admit(configured.name, list(self._open), at_the_peer)
         home, name = self._home, configured.name
         shelf = ModuleShelf(
