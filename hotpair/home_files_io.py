@@ -65,7 +65,7 @@ def make_home(
                 _write(os.path.join(staged, name), text)
             checked = _checked(staged)
             before(checked[1])
-            for name in sorted(files, key=lambda one: (one == CLUSTER_FILE, one)):
+            for name in sorted(files, key=lambda one: (one == CLUSTER_FILE, one == SERVICE_FILE, one)):
                 _directories(os.path.dirname(home.below(name)), made)
                 _move(os.path.join(staged, name), home.below(name), made)
         finally:
@@ -122,6 +122,8 @@ def _write(path: str, text: str) -> None:
 def _move(source: str, destination: str, made: list[str]) -> None:
     """Never over a file that is there, but for the one that says the server's name. Raises OSError."""
     if os.path.basename(destination) == SERVICE_FILE:
+        if not os.path.lexists(destination):
+            made.append(destination)
         os.replace(source, destination)
     else:
         os.link(source, destination)

@@ -49,7 +49,7 @@ def replace(home: Home, name: str, text: str, undo: Undo) -> None:
     """Another configuration for a module. Raises OSError."""
     path = home.module_file(name)
     before = read(path)
-    undo.steps.append(lambda: write(path, before))
+    undo.steps.append(lambda: None if read(path) == before else write(path, before))
     write(path, text)
 
 

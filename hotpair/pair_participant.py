@@ -155,9 +155,10 @@ class Here:
                 )
             if promise.is_committed:
                 return promise.notes
+            self._promise = None  # kept only if it is carried out
             if not is_done(change, promise.facts):
                 await self._carry_out(promise)
-            promise.is_committed = True
+            self._promise, promise.is_committed = promise, True
             return promise.notes
 
     async def undo(self, change: Change) -> None:
@@ -294,8 +295,8 @@ class Here:
     async def _edit(self, promise: _Promise) -> None:
         change, configured = promise.change, promise.configured
         assert configured is not None
-        await self._supervisor.remove(change.module)
         await self._write(lambda: pair_files_io.replace(self._home, change.module, change.text, promise.files))
+        await self._supervisor.remove(change.module)
         await self._supervisor.add(configured)
 
     async def _remove(self, promise: _Promise) -> None:
@@ -314,20 +315,26 @@ class Here:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def _take_back(self, promise: _Promise) -> None:
-        """Raises ChangeFailed."""
+        """As far as it goes: a module that was there is open again in any case. Raises ChangeFailed."""
         name, before = promise.change.module, promise.before
+        problems = []
         try:
             if promise.change.kind is not Kind.REMOVE and self._configured(name) not in (None, before):
                 await self._supervisor.remove(name)
                 self._forget(name)
             await self._write(promise.files.run)
+        except (OSError, ModuleRefused) as error:
+            problems.append(_said(error))
+        try:
             if before is not None and self._configured(name) is None:
                 await self._supervisor.add(before)
         except (OSError, ModuleRefused, NotOpened) as error:
+            problems.append(_said(error))
+        if problems:
             raise ChangeFailed(
-                f"on {self._server}: {promise.change.kind.value} {name} could not be taken back: {_said(error)}. "
+                f"on {self._server}: {promise.change.kind.value} {name} could not be taken back: {problems[0]}. "
                 "Look with hotpair state, and repeat the command"
-            ) from error
+            )
 
 
 def _forgotten(module: Module, home: Home, server: str) -> list[str]:
