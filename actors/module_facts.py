@@ -48,6 +48,7 @@ def facts_of(module: Module, cluster: Cluster, server: str, home: Home, *, key: 
             peer=(peer.address, module.mirror_port),
             options=_mirror_options(module, cluster, home),
             source_options=_source_options(module, cluster),
+            overwrite_mark=home.overwrite_mark(module.name),
         ),
         vm=VmFacts(module.name, module.vm.normal_stop, module.vm.start_timeout_s, module.vm.stop_timeout_s),
         driver=module.vm.driver,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import hmac
 import http.client
 import json
 import os
+import shutil
 import ssl
 import threading
 from collections.abc import Mapping
@@ -22,6 +25,7 @@ from hotpair.invitations import Token
 from hotpair.pair_change import Found
 from hotpair.pair_channel_io import PAIR, end, exchange, said_by, text_of
 from hotpair.pair_facts_io import found_at, real
+from hotpair.pair_files_io import Undo, mark_overwrite
 from hotpair.pair_home_io import AUTHORITY, AUTHORITY_KEY, CERTIFICATE, CERTIFICATE_KEY, PAIR_KEY, service_text
 
 JOIN_S = 30.0
@@ -35,18 +39,17 @@ def join(home: Home, where: str, token: Token, server: str, *, overwrite: bool) 
     said = _ask(where, token, {"secret": token.secret.hex(), "server": server, "request": request.text})
     files, key, by_hand = _answer(said)
     files = {**files, key: request.key, SERVICE_FILE: service_text(server)}
-    made: list[str] = []
+    undo = Undo()
     try:
-        _, modules = make_home(home, files, lambda checked: _directories(home, checked, made, overwrite=overwrite))
+        _, modules = make_home(home, files, lambda checked: _directories(home, checked, undo, overwrite=overwrite))
     except NotMade:
-        for path in reversed(made):
-            os.rmdir(path)
+        undo.run()
         raise
     told = [f"put {path} there, as on the other server: it is not below its home" for path in by_hand]
     return [*told, *(f"{name} is a module of the pair: hotpair start {name}" for name in modules.accepted)]
 
 
-def _directories(home: Home, modules: Modules, made: list[str], *, overwrite: bool) -> None:
+def _directories(home: Home, modules: Modules, undo: Undo, *, overwrite: bool) -> None:
     """Of the pair's modules, which have their data on the other server. Raises NotMade, OSError."""
     for module in modules.accepted.values():
         path = real(home.below(module.directory))
@@ -60,7 +63,17 @@ def _directories(home: Home, modules: Modules, made: list[str], *, overwrite: bo
             )
         if found is Found.MISSING:
             os.mkdir(path, 0o700)
-            made.append(path)
+            undo.steps.append(functools.partial(os.rmdir, path))
+        if found is Found.FULL:
+            undo.steps.append(functools.partial(_remove_state, home.module_state(module.name)))
+            mark_overwrite(home, module.name)
+
+
+def _remove_state(path: str) -> None:
+    """And what was made above it, as far as it is empty."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.removedirs(os.path.dirname(path))
 
 
 def _ask(where: str, token: Token, question: Mapping[str, str]) -> bytes:

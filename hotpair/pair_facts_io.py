@@ -16,6 +16,7 @@ from hotpair.hyperv import drivers_io
 from hotpair.hyperv.errors import UnknownDriver
 from hotpair.pair_change import Found
 from hotpair.replication import fuse_io, layout, mounts_io
+from hotpair.replication.objects_io import PRIVATE_NAME
 
 FUSE_DEVICE = "/dev/fuse"
 
@@ -79,8 +80,8 @@ def found_at(path: str) -> Found:
         return Found.OTHER
     if not os.path.lexists(name):
         return Found.MISSING if os.path.isdir(os.path.dirname(name)) else Found.NO_WAY
-    with os.scandir(name) as entries:
-        return Found.EMPTY if next(entries, None) is None else Found.FULL
+    with os.scandir(name) as entries:  # what mirrors have left there for themselves is nobody's
+        return Found.FULL if any(entry.name != PRIVATE_NAME for entry in entries) else Found.EMPTY
 
 
 def files_of(home: Home) -> list[str]:

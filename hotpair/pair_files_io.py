@@ -33,8 +33,9 @@ class Undo:
             self.steps.pop()()
 
 
-def make(home: Home, name: str, text: str, directory: str | None, undo: Undo) -> None:
-    """The files of a new module. `directory`: is made too; None when it is there. Raises OSError."""
+def make(home: Home, name: str, text: str, directory: str | None, undo: Undo, *, overwrite: bool = False) -> None:
+    """The files of a new module. `directory`: is made too; None when it is there. `overwrite`: what is in it is given
+    up. Raises OSError."""
     if directory is not None:
         os.mkdir(directory, 0o700)
         undo.steps.append(lambda: _remove_made(directory))
@@ -42,7 +43,15 @@ def make(home: Home, name: str, text: str, directory: str | None, undo: Undo) ->
     os.makedirs(home.below(MODULES_DIRECTORY), mode=0o700, exist_ok=True)
     path = home.module_file(name)
     undo.steps.append(lambda: _remove_module(home, name))
+    if overwrite:
+        mark_overwrite(home, name)
     write(path, text)
+
+
+def mark_overwrite(home: Home, name: str) -> None:
+    """For the mirror. It counts until there is a record, and not after that. Raises OSError."""
+    os.makedirs(home.module_state(name), mode=0o700)
+    write(home.overwrite_mark(name), "")
 
 
 def replace(home: Home, name: str, text: str, undo: Undo) -> None:

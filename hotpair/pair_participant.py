@@ -289,7 +289,10 @@ class Here:
         assert configured is not None
         path = home.below(configured.directory)
         made = path if promise.facts.found is Found.MISSING else None
-        await self._write(lambda: pair_files_io.make(home, change.module, change.text, made, promise.files))
+        overwrite = change.overwrite and configured.data_on != self._server and promise.facts.found is Found.FULL
+        await self._write(
+            lambda: pair_files_io.make(home, change.module, change.text, made, promise.files, overwrite=overwrite)
+        )
         await self._supervisor.add(configured)
 
     async def _edit(self, promise: _Promise) -> None:

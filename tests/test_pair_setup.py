@@ -189,6 +189,7 @@ def test_a_lost_server_is_replaced_with_the_pairs_modules(pair: PairServers) -> 
         pair.join()
     assert not os.path.exists(pair.homes[THERE].configuration)
     assert pair.join(overwrite=True) == ["web is a module of the pair: hotpair start web"]
+    assert os.path.exists(pair.homes[THERE].overwrite_mark("web"))
     pair.start(THERE)
     assert pair[THERE].modules() == {"web": "STOP"}
 
@@ -361,6 +362,13 @@ def test_who_may_not_is_told(unchanged: PairServers) -> None:
         with pytest.raises(NotAllowed):
             client.remove_module("web")
     os.unlink(home.below(TOKENS_FILE))
+
+
+def test_what_is_given_up_is_marked_for_the_mirror_where_it_is(pair: PairServers) -> None:
+    Path(pair.directory(), "disk").write_text("data")
+    assert added(pair, "--overwrite") == 0
+    assert not os.path.exists(pair.homes[HERE].overwrite_mark("web"))
+    assert os.path.exists(pair.homes[THERE].overwrite_mark("web"))
 
 
 # ---- the other server, and what happens in between
@@ -552,13 +560,14 @@ def test_what_is_at_a_directory(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "full" / "x").mkdir(parents=True)
     (tmp_path / "file").write_text("")
+    (tmp_path / "was-mirrored" / ".hotpair").mkdir(parents=True)
     (tmp_path / "link").symlink_to("empty")
     (tmp_path / "point").mkdir()
     (tmp_path / ".point.hotpair").mkdir()
-    names = ("empty", "full", "file", "link", "point", "new", "a/new")
+    names = ("empty", "full", "file", "link", "point", "new", "a/new", "was-mirrored")
     found = {name: found_at(str(tmp_path / name)).name for name in names}
     assert found == {"empty": "EMPTY", "full": "FULL", "file": "OTHER", "link": "OTHER", "point": "FULL",
-                     "new": "MISSING", "a/new": "NO_WAY"}  # fmt: skip
+                     "new": "MISSING", "a/new": "NO_WAY", "was-mirrored": "EMPTY"}  # fmt: skip
 
 
 def test_a_missing_fuse_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
