@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 YEARS = 20  # as long as anybody runs a pair: nothing renews them by itself
+COMMON_NAME_CHARACTERS = 64  # RFC 5280, ub-common-name
 BEFORE = datetime.timedelta(days=1)  # the other server's clock may be late
 
 
@@ -128,7 +129,8 @@ def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
 
 
 def _name(common: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common)])
+    """Cut to what a common name may have; nobody looks at the rest."""
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common[:COMMON_NAME_CHARACTERS])])
 
 
 def _text(certificate: x509.Certificate) -> str:

@@ -83,7 +83,7 @@ class _Server(uvicorn.Server):
 
 
 @dataclass
-class _Place:
+class Place:
     """Where TCP is to be served, and to whom. `problem`: why it is not yet."""
 
     app: Asgi
@@ -100,7 +100,7 @@ class Api:
     def __init__(self, served: Served, pair: PairServed) -> None:
         self.served = served
         self._pair = pair
-        self._places: list[_Place] = []
+        self._places: list[Place] = []
         self._trying: asyncio.Task[None] | None = None
         self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
         self._path = ""
@@ -170,7 +170,7 @@ class Api:
     def problem(self) -> str:
         return "; ".join(place.problem for place in self._places if place.problem)
 
-    async def serve_tcp(self, places: list[_Place], again_s: float) -> None:
+    async def serve_tcp(self, places: list[Place], again_s: float) -> None:
         """At once where it is possible, and in the background until it is."""
         self._places = places
         for place in places:
@@ -185,7 +185,7 @@ class Api:
 
         self._trying = asyncio.get_running_loop().create_task(keep_trying())
 
-    async def _try(self, place: _Place) -> None:
+    async def _try(self, place: Place) -> None:
         """What keeps others from asking must not keep the modules from being looked after: it is tried again later."""
         try:
             sock = tcp_socket(place.address, place.port)
@@ -230,16 +230,17 @@ async def serve(
     except NotServed:
         await api.close()
         raise
-    await api.serve_tcp(_places(app, cluster, server, port, _tls(cluster, home)), again_s)
+    await api.serve_tcp(places(app, cluster, server, port, _tls(cluster, home)), again_s)
     return api
 
 
-def _places(app: Asgi, cluster: Cluster, server: str, port: int, tls: tuple[str, str] | None) -> list[_Place]:
+def places(app: Asgi, cluster: Cluster, server: str, port: int, tls: tuple[str, str] | None) -> list[Place]:
+    """Everybody's, and where that is not this server's own address, the peer's."""
     address, own = address_of(cluster, server), own_address(cluster, server)
-    places = [_Place(app, address, port, tls)]
+    found = [Place(app, address, port, tls)]
     if address != own:
-        places.append(_Place(peers_only(app), own, port, None))
-    return places
+        found.append(Place(peers_only(app), own, port, None))
+    return found
 
 
 def address_of(cluster: Cluster, server: str) -> str:

@@ -63,16 +63,19 @@ def replace(home: Home, name: str, text: str, undo: Undo) -> None:
 
 
 def remove(home: Home, name: str, undo: Undo) -> str:
-    """Where what was known of it lies now. Its directory is not touched. Raises OSError."""
+    """Where what was known of it lies now. Its directory is not touched. Raises OSError.
+
+    Its configuration goes first: without it, state that was left in between is put aside by the next `make`.
+    """
     path, aside = home.module_file(name), _aside(home, name)
     os.makedirs(aside, mode=0o700)
     undo.steps.append(lambda: shutil.rmtree(aside))
     before = read(path)
     write(os.path.join(aside, os.path.basename(path)), before)
-    _move_state(home, name, aside, undo)
     undo.steps.append(lambda: write(path, before))
     os.unlink(path)
     flush_directory(os.path.dirname(path))
+    _move_state(home, name, aside, undo)
     return aside
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from hotpair.actors.home import Home
 from hotpair.certificates_io import make_authority, make_certificate
+from hotpair.cluster.configuration import parse_cluster
 from hotpair.cluster.configuration_io import CLUSTER_FILE, BadKey, load_key
 from hotpair.cluster.pulse import KEY_BYTES
 from hotpair.home_files_io import SERVICE_FILE, NotMade, make_home
@@ -32,8 +33,9 @@ class WitnessFiles:
 
 
 def init(home: Home, options: Options, witness: WitnessFiles) -> tuple[Pair, list[str]]:
-    """The pair, and what else is to be done, line by line. Raises NotMade, NotUnderstood."""
+    """The pair, and what else is to be done, line by line. Raises NotMade, NotUnderstood, ConfigurationError."""
     pair = pair_of(options)
+    parse_cluster(pair.text)  # names and addresses that are right: certificates are made for them
     authority = make_authority(pair.name)
     own = make_certificate(authority, pair.here.name, pair.here.address)
     files = {

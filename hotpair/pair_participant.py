@@ -218,20 +218,23 @@ class Here:
             return None
 
     async def _modules(self) -> dict[str, Present]:
-        found: dict[str, Present] = {}
-        for said in self._supervisor.standings():
-            one = self._supervisor.configured(said.module)
-            found[said.module] = Present(
-                directory=real(self._home.below(one.directory)),
+        known = [(said, self._supervisor.configured(said.module)) for said in self._supervisor.standings()]
+        try:
+            directories, files = await self._in_thread(
+                lambda: ([real(self._home.below(one.directory)) for _, one in known], files_of(self._home))
+            )
+        except OSError as error:
+            raise ChangeRefused(f"on {self._server}: {error.filename} cannot be read: {error.strerror}") from error
+        found = {
+            said.module: Present(
+                directory=directory,
                 mirror_port=one.mirror_port,
                 state=None if said.state is None else said.state.value,
                 digest=digest(one).hex(),
                 problem=said.problem,
             )
-        try:
-            files = await self._in_thread(lambda: files_of(self._home))
-        except OSError as error:
-            raise ChangeRefused(f"on {self._server}: {error.filename} cannot be read: {error.strerror}") from error
+            for (said, one), directory in zip(known, directories, strict=True)
+        }
         closed = "its file is wrong (see the service's log), or newer than hotpair run"
         for name in files:
             found.setdefault(name, Present("/nowhere", 0, "", "", closed))

@@ -5,6 +5,7 @@ And every way in which that can be wrong: one line, the right exit code, and not
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -16,22 +17,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from fastapi.responses import Response
 
 from hotpair import pair_channel_io
 from hotpair.access import Role
 from hotpair.actors.home import Home
 from hotpair.actors.supervisor import NotOpened
 from hotpair.client import Client, NotAllowed
+from hotpair.cluster.configuration import parse_cluster
 from hotpair.cluster.configuration_io import load_cluster, load_key
 from hotpair.commands import main
 from hotpair.home_files_io import NotMade
+from hotpair.http_server_io import places
 from hotpair.invitations import Token, read_token
 from hotpair.invitations_io import invite
 from hotpair.join_io import join
 from hotpair.pair_channel_io import PeerChannel, PeerNotAsked, PeerRefused, PeerUnreachable
 from hotpair.pair_facts_io import Looks, found_at, fuse_problem
 from hotpair.pair_home_io import WitnessFiles, init
+from hotpair.pair_init import pair_of
 from hotpair.support_io import secrets_of
 from hotpair.tokens_io import TOKENS_FILE, add
 from tests.pair_servers import ADDRESSES, HERE, LOOKS, OPTIONS, THERE, PairServers, pair_servers, tree
@@ -131,6 +137,9 @@ def test_init_says_what_to_do_next_and_is_not_done_twice(tmp_path: Path, capsys:
     assert run(home, *words, "--arbitration", "none", "--network", "lan=10.0.0.1,10.0.0.1") == 2
     assert "both servers have 10.0.0.1" in one_line(capsys)
     assert not os.path.exists(home.configuration)
+    strange = [word.replace("beta", "b\N{LATIN SMALL LETTER E WITH ACUTE}ta") for word in words]
+    assert run(home, *strange, "--arbitration", "none") == 2
+    assert "no other alphabets" in one_line(capsys)
     assert run(home, *words, "--arbitration", "none") == 0
     said = capsys.readouterr().out
     assert "split brain" in said and "--server beta" in said
@@ -539,6 +548,41 @@ def test_only_the_peer_uses_its_routes(unchanged: PairServers) -> None:
     for word, given in (("explode", {}), ("commit", {}), ("prepare", {"identity": 1}), ("start", {})):
         with pytest.raises(PeerRefused, match="update both servers"):
             channel.ask(word, given)
+
+
+def test_without_tls_the_channel_is_the_same_and_nobody_else_is_answered(pair: PairServers, capsys: Said) -> None:
+    for name in ADDRESSES:
+        pair.stop(name)
+        path = Path(pair.homes[name].cluster_file)
+        path.write_text(path.read_text() + "[security]\ntls = false\n")
+    for name in ADDRESSES:
+        pair.start(name)
+    assert added(pair) == 0
+    assert pair[THERE].modules() == {"web": "STOP"}
+    assert run(pair.homes[HERE], "invite") == 2
+    assert "by hand" in one_line(capsys)
+    assert run(pair.homes[HERE], "module", "remove", "web") == 0
+
+
+def test_without_tls_another_address_than_loopback_is_the_peers_only() -> None:
+    cluster = parse_cluster(pair_of(replace(OPTIONS, here="alpha=10.0.0.1", peer="beta=10.0.0.2")).text)
+    plain = replace(cluster, security=replace(cluster.security, tls=None))
+
+    async def everything(scope: Any, receive: Any, send: Any) -> None:
+        await Response("let in")(scope, receive, send)
+
+    first, second = places(everything, plain, HERE, 9010, None)
+    assert (first.address, second.address) == ("127.0.0.1", "10.0.0.1")
+    assert [one.address for one in places(everything, cluster, HERE, 9010, ("a", "b"))] == ["10.0.0.1"]
+
+    async def asked(place: Any, path: str) -> int:
+        transport = httpx.ASGITransport(app=place.app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://hotpair") as client:
+            return (await client.get(path)).status_code
+
+    paths = ("/api/v1/pair/challenge", "/api/v1/modules", "/health/web", "/metrics", "/api/v1/pair")
+    assert [asyncio.run(asked(first, path)) for path in paths] == [200] * 5
+    assert [asyncio.run(asked(second, path)) for path in paths] == [200, 404, 404, 404, 404]
 
 
 def test_a_server_that_says_nothing_is_given_up(unchanged: PairServers) -> None:
