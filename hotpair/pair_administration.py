@@ -12,9 +12,9 @@ from typing import Any
 from hotpair.actors.home import Home
 from hotpair.actors.supervisor import UnknownModule
 from hotpair.cluster.configuration_keys import ConfigurationError
-from hotpair.pair_change import Change, Kind, with_settings
+from hotpair.pair_change import FIRST_MIRROR_PORT, Change, Kind, with_settings
 from hotpair.pair_channel_io import PeerUnreachable
-from hotpair.pair_coordinator import carry_out, standings
+from hotpair.pair_coordinator import RefusedByPeer, carry_out, standings
 from hotpair.pair_participant import ChangeFailed, ChangeRefused, Here, Participant, Standing
 from hotpair.toml_text import NotWritable, table_text
 
@@ -70,8 +70,20 @@ class PairAdministration:
             return text, 0
         begun = theirs.modules.get(module) or mine.modules.get(module)  # what was begun is completed with its port
         taken = {one.mirror_port for standing in (mine, theirs) for one in standing.modules.values()}
-        port = begun.mirror_port if begun is not None else await self.here.free_port(taken)
+        port = begun.mirror_port if begun is not None else await self._free_port(taken)
         return f"{PORT_KEY} = {port}\n{text}", 1
+
+    async def _free_port(self, taken: set[int]) -> int:
+        """On both servers."""
+        port = await self.here.free_port(taken, FIRST_MIRROR_PORT)
+        while True:
+            try:
+                there = await self._there.free_port(taken, port)
+            except ChangeRefused as error:
+                raise RefusedByPeer(str(error)) from error
+            if there == port:
+                return port
+            port = await self.here.free_port(taken, there)
 
     async def _set(self, module: str, settings: Mapping[str, Any]) -> str:
         """Raises ChangeRefused."""

@@ -10,7 +10,7 @@ between the two is completed by the same command.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -302,9 +302,9 @@ def difference(here: Mapping[str, Any], there: Mapping[str, Any], server: str, p
     return ""
 
 
-def free_port(taken: set[int], is_free: Callable[[int], bool]) -> int | None:
-    """The lowest that no module has and nobody else listens on."""
-    return next((port for port in range(FIRST_MIRROR_PORT, 65536) if port not in taken and is_free(port)), None)
+def free_port(taken: Collection[int], is_free: Callable[[int], bool], least: int = FIRST_MIRROR_PORT) -> int | None:
+    """The lowest from `least` on that no module has and nobody else listens on."""
+    return next((port for port in range(least, 65536) if port not in taken and is_free(port)), None)
 
 
 def with_settings(table: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:

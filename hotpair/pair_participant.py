@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -81,6 +81,7 @@ class Participant(Protocol):
     async def commit(self, change: Change) -> list[str]: ...
     async def undo(self, change: Change) -> None: ...
     async def start(self, module: str) -> None: ...
+    async def free_port(self, taken: Collection[int], least: int) -> int: ...
 
 
 @dataclass
@@ -177,11 +178,11 @@ class Here:
         if not reply.accepted:
             raise ChangeRefused(f"on {self._server}: {reply.why}", is_state=True)
 
-    async def free_port(self, taken: set[int]) -> int:
+    async def free_port(self, taken: Collection[int], least: int) -> int:
         """One for a new module. Raises ChangeRefused."""
         cluster = self._supervisor.cluster
         found = await self._in_thread(
-            lambda: free_port(taken, lambda port: not self._looks.port(cluster, self._server, port))
+            lambda: free_port(taken, lambda port: not self._looks.port(cluster, self._server, port), least)
         )
         if found is None:
             raise ChangeRefused(f"on {self._server}: no port is free")

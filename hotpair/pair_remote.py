@@ -7,7 +7,7 @@ another version, and is said.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -65,6 +65,10 @@ class There:
     async def start(self, module: str) -> None:
         await self._ask("start", {"module": module}, PREPARE_S)
 
+    async def free_port(self, taken: Collection[int], least: int) -> int:
+        said = await self._ask("free-port", {"taken": sorted(taken), "least": least}, PREPARE_S)
+        return int(said["port"])
+
     async def _ask(self, word: str, given: Mapping[str, Any], limit_s: float) -> dict[str, Any]:
         ask = asyncio.get_running_loop().run_in_executor(self._threads, lambda: self._channel.ask(word, given, limit_s))
         try:
@@ -95,6 +99,8 @@ async def answer(here: Participant, word: str, given: Any) -> dict[str, Any]:
         case "start":
             await here.start(_text(given, "module"))
             return {}
+        case "free-port":
+            return {"port": await here.free_port(*_ports(given))}
     raise BadQuestion(f"this version of hotpair does not know {word[:40]!r}: update both servers")
 
 
@@ -123,3 +129,10 @@ def _names(given: Any) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise BadQuestion(_OTHER_VERSION)
     return tuple(names)
+
+
+def _ports(given: Any) -> tuple[list[int], int]:
+    taken, least = (given.get("taken"), given.get("least")) if isinstance(given, dict) else (None, None)
+    if not isinstance(taken, list) or not isinstance(least, int) or not all(isinstance(port, int) for port in taken):
+        raise BadQuestion(_OTHER_VERSION)
+    return taken, least

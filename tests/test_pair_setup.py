@@ -211,7 +211,7 @@ def test_a_module_is_added_edited_and_removed_on_both(pair: PairServers, capsys:
     assert capsys.readouterr().out == ""
     texts = {Path(pair.homes[name].module_file("web")).read_text() for name in ADDRESSES}
     assert len(texts) == 1
-    assert "mirror_port = 5600\n" in next(iter(texts)) and 'start = ["/bin/sleep", "9"]' in next(iter(texts))
+    assert "mirror_port = " in next(iter(texts)) and 'start = ["/bin/sleep", "9"]' in next(iter(texts))
     for name in ADDRESSES:
         assert pair[name].modules()["web"] != "STOP"
         assert run(pair.homes[name], "module", "edit", "web", "--set", "boot=off") == 1  # it runs, or wants to
@@ -248,7 +248,9 @@ def test_a_file_is_taken_as_it_is_and_ports_are_chosen(pair: PairServers, tmp_pa
     assert added(pair) == 0
     assert run(pair.homes[THERE], "module", "add", "db", "--from", str(given)) == 0
     text = Path(pair.homes[HERE].module_file("db")).read_text()
-    assert text == "mirror_port = 5601\n" + given.read_text()
+    ports = [pair[HERE].supervisor.configured(name).mirror_port for name in ("web", "db")]
+    assert 5600 <= ports[0] < ports[1]
+    assert text == f"mirror_port = {ports[1]}\n" + given.read_text()
     given.write_text(text.replace("# ours", "# theirs"))
     assert run(pair.homes[HERE], "module", "edit", "db", "--from", str(given)) == 0
     assert pair[THERE].modules() == {"db": "STOP", "web": "STOP"}
@@ -275,6 +277,16 @@ def test_what_was_begun_on_one_server_is_completed_by_repeating_it(pair: PairSer
     capsys.readouterr()
     assert run(pair.homes[THERE], "module", "remove", "web") == 2
     assert "there is no module 'web' on this pair" in one_line(capsys)
+
+
+def test_a_port_that_only_the_other_server_has_in_use_is_not_chosen(tmp_path: Path) -> None:
+    busy = {
+        HERE: replace(LOOKS, port=lambda cluster, server, port: "" if port in (7000, 7003, 7005) else "in use"),
+        THERE: replace(LOOKS, port=lambda cluster, server, port: "" if port in (7001, 7004, 7005) else "in use"),
+    }
+    with pair_servers(tmp_path, busy) as pair:
+        assert added(pair) == 0
+        assert pair[THERE].supervisor.configured("web").mirror_port == 7005
 
 
 # ---- what is wrong, before anything is done
@@ -390,9 +402,9 @@ def refusing(what: str) -> dict[str, Looks]:
 @pytest.mark.parametrize("what", ["fuse", "driver", "port"])
 def test_what_the_other_server_lacks_is_said_from_there(tmp_path: Path, what: str, capsys: Said) -> None:
     with pair_servers(tmp_path, refusing(what)) as pair:
-        assert added(pair) == 1
+        assert added(pair, "--port", "7000") == 1
         assert f"on beta: {what} is missing" in one_line(capsys)
-        assert added(pair, "--port", "5600", at=THERE) == 2
+        assert added(pair, "--port", "7000", at=THERE) == 2
         assert f"on beta: {what} is missing" in one_line(capsys)
         assert [tree(home) for home in pair.homes.values()] == [{}, {}]
         pair.stop(THERE)
@@ -508,7 +520,7 @@ def test_an_answer_that_is_lost_is_asked_about_and_taken_back(
 
     monkeypatch.setattr(PeerChannel, "ask", ask)
     assert added(pair) == 2
-    assert heard == ["standing", "prepare", "commit", "undo"]
+    assert heard == ["standing", "free-port", "prepare", "commit", "undo"]
     assert "beta has not answered" in one_line(capsys)
     assert [pair[name].modules() for name in ADDRESSES] == [{}, {}]
     lost |= {"undo"}
