@@ -7,7 +7,6 @@ committed can be taken back until the next promise. Both can be repeated.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -37,8 +36,6 @@ from hotpair.pair_change import (
 )
 from hotpair.pair_facts_io import REAL, Looked, Looks, files_of, look, real
 from hotpair.pair_files_io import Undo
-
-log = logging.getLogger("hotpair.pair")
 
 PROMISE_S = 120.0  # a promise whose coordinator is not heard any more: longer than both commits may take
 LOOK_S = 30.0  # for disks and drivers, when a change is checked
