@@ -47,6 +47,10 @@ class Home:
     def driver_state(self, module: str) -> str:
         return os.path.join(self.module_state(module), "driver")
 
+    def overwrite_mark(self, module: str) -> str:
+        """A file that is there when what was in the module's directory before may be replaced with the peer's copy."""
+        return os.path.join(self.module_state(module), "overwrite")
+
     def mirror_log(self, module: str) -> str:
         return os.path.join(self.module_state(module), "mirror.log")
 

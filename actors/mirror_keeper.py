@@ -46,7 +46,8 @@ WORDS = 2000  # bytes of its log that are repeated when it does not come up
 class MirrorFacts:
     """What does not change while a module is open. `here`: where a target listens; `peer`: where the other's does.
 
-    options   of `python -m hotpair.replication`, for both roles, and for a source only
+    options         of `python -m hotpair.replication`, for both roles, and for a source only
+    overwrite_mark  a file: while it is there, and no record, a target replaces what it finds in its directory
     """
 
     module: str
@@ -57,13 +58,14 @@ class MirrorFacts:
     peer: tuple[str, int]
     options: tuple[str, ...] = ()
     source_options: tuple[str, ...] = ()
+    overwrite_mark: str = ""
 
 
-def arguments(facts: MirrorFacts, role: Role, *, alone: bool) -> list[str]:
+def arguments(facts: MirrorFacts, role: Role, *, alone: bool, overwrite: bool = False) -> list[str]:
     """Of `python -m hotpair.replication`."""
     common = [role.value, "--dir", facts.directory, "--state", facts.state, *facts.options]
     if role is Role.TARGET:
-        return [*common, "--listen", f"{facts.here[0]}:{facts.here[1]}"]
+        return [*common, "--listen", f"{facts.here[0]}:{facts.here[1]}", *(("--overwrite",) if overwrite else ())]
     peer = f"{facts.peer[0]}:{facts.peer[1]}"
     return [*common, "--peer", peer, *facts.source_options, *(("--alone",) if alone else ())]
 
@@ -227,7 +229,7 @@ class MirrorKeeper:
                 # Its end of the pipe goes with the process: that it has died shows without waiting for a time limit.
                 subprocess.run(
                     ["setsid", "--fork", sys.executable, "-P", "-m", "hotpair.replication"]
-                    + arguments(facts, role, alone=alone),
+                    + arguments(facts, role, alone=alone, overwrite=os.path.exists(facts.overwrite_mark)),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=output,

@@ -51,19 +51,25 @@ def facts_of(module: Module, cluster: Cluster, server: str, home: Home, *, key: 
             peer=(peer.address, module.mirror_port),
             options=_mirror_options(module, cluster, home),
             source_options=_source_options(module, cluster),
+            overwrite_mark=home.overwrite_mark(module.name),
         ),
         vm=VmFacts(module.name, module.vm.normal_stop, module.vm.start_timeout_s, module.vm.stop_timeout_s),
         driver=module.vm.driver,
-        place=Place(
-            module=module.name,
-            directory=directory,
-            state_directory=home.driver_state(module.name),
-            options=module.vm.options,
-            application_log=home.application_log(module.name),
-            lock=home.driver_state(module.name) + ".lock",
-            server=server,
-        ),
+        place=place_of(module, home, server),
         checkers=tuple(_placed(one, home) for one in module.checkers if one.kind not in HERE_ONLY),
+    )
+
+
+def place_of(module: Module, home: Home, server: str) -> Place:
+    """What its driver is made with."""
+    return Place(
+        module=module.name,
+        directory=home.below(module.directory),
+        state_directory=home.driver_state(module.name),
+        options=module.vm.options,
+        application_log=home.application_log(module.name),
+        lock=home.driver_state(module.name) + ".lock",
+        server=server,
     )
 
 

@@ -23,7 +23,7 @@ from hotpair.actors.mirror_keeper import MirrorFacts, MirrorKeeper
 from hotpair.actors.module_probes import prober_of
 from hotpair.actors.post import InTurn
 from hotpair.actors.ray_profile import ACTOR_OPTIONS
-from hotpair.actors.supervisor import MOMENT_S, Found, HelpersSilent, Report
+from hotpair.actors.supervisor import MOMENT_S, Found, NotOpened, Report
 from hotpair.actors.vm_keeper import VmFacts, VmKeeper
 from hotpair.cluster.checks import Watch
 from hotpair.cluster.configuration import Checker
@@ -43,6 +43,7 @@ FIND_S = 60.0  # until a module's actors have said what runs
 HEARD_S = 10.0  # for one report, by a supervisor that lives
 ASK_S = 10.0  # for what people ask of an actor
 CLOSE_S = 10.0
+GONE_LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -259,8 +260,8 @@ class RayGroup:
             async with asyncio.timeout(FIND_S):
                 found, vm = await asyncio.gather(self._mirror.find.remote(), self._actors[VM].find.remote())
         except (TimeoutError, ray.exceptions.RayError) as error:
-            name = self.facts.module
-            raise HelpersSilent(f"the actors of {name} do not answer: {error or 'they may be starting'}") from error
+            why = str(error) or f"nothing is heard of them within {FIND_S:g} s"
+            raise NotOpened(f"the actors of {self.facts.module} cannot be used: {why}") from error
         return Found(found.mirror, vm, found.bytes_changed)
 
     def start(self, role: Role, *, alone: bool, salvage: bytes | None) -> None:
@@ -312,7 +313,7 @@ class RayGroup:
         return {role: await answer for role, answer in asked.items()}
 
     async def close(self) -> None:
-        """The actors end; mirror and VM go on."""
+        """The actors end; mirror and VM go on. On return others can have their names."""
         for role, actor in self._actors.items():
             try:
                 async with asyncio.timeout(CLOSE_S):
@@ -320,6 +321,21 @@ class RayGroup:
             except (TimeoutError, ray.exceptions.RayError) as error:
                 log.warning("%s: %s does not close: %s", self.facts.module, role, error)
             ray.kill(actor)
+        for role in ROLES:
+            await _until_gone(f"{self.facts.module}/{role}")
+
+
+async def _until_gone(name: str) -> None:
+    """Ray forgets a name a moment after the actor was killed, and has no event for it."""
+    try:
+        async with asyncio.timeout(CLOSE_S):
+            while True:
+                ray.get_actor(name, namespace=NAMESPACE)
+                await asyncio.sleep(GONE_LOOK_S)
+    except ValueError:
+        return
+    except TimeoutError:
+        log.warning("%s was killed, and is still known", name)
 
 
 async def _answer(asked: Awaitable[Any]) -> Any:
@@ -351,7 +367,9 @@ class SupervisorActor:
         self._built = await build(self)
 
     async def open(self, facts: GroupFacts, hear: Callable[[Report], None]) -> RayGroup:
-        """For `build`'s supervisor, in this process."""
+        """For `build`'s supervisor, in this process. A module that was removed begins to count again."""
+        for role in ROLES:
+            self._latest.pop((facts.module, role), None)
         group = RayGroup(facts)
         self._groups[facts.module] = (group, hear)
         return group

@@ -84,7 +84,7 @@ class Group(MirrorPort, Protocol):
         """Which checks are to be made from now on."""
 
     async def find(self) -> Found:
-        """Raises HelpersSilent."""
+        """Raises NotOpened."""
 
     async def status(self) -> Mapping[str, Any]: ...
     async def close(self) -> None: ...
@@ -117,12 +117,12 @@ class Standing:
     problem: str = ""
 
 
-class HelpersSilent(Exception):
-    """A module's helpers have not said in time what runs; the text says more."""
-
-
 class UnknownModule(Exception):
     """There is no module of this name here."""
+
+
+class NotOpened(Exception):
+    """A module's helpers cannot be made, or do not say in time what runs; the text says which."""
 
 
 class _Open:
@@ -175,7 +175,7 @@ class Supervisor:
     # ---- modules
 
     async def add(self, configured: Configured, *, at_the_peer: tuple[str, ...] = ()) -> None:
-        """Open a module: what runs of it is taken on. ModuleRefused for the 26th."""
+        """Open a module: what runs of it is taken on. ModuleRefused for the 26th, NotOpened, OSError."""
         admit(configured.name, list(self._open), at_the_peer)
         home, name = self._home, configured.name
         shelf = ModuleShelf(
@@ -194,7 +194,10 @@ class Supervisor:
 
     async def _add_in_turn(self, configured: Configured) -> None:
         async with self._may_open:
-            await self.add(configured)
+            try:
+                await self.add(configured)
+            except (ModuleRefused, NotOpened, OSError) as error:
+                log.error("module %s is not opened: %s", configured.name, error)
 
     async def remove(self, name: str) -> None:
         """Forget a module that is stopped. ModuleRefused while it is not."""
@@ -252,7 +255,7 @@ class Supervisor:
             return
         try:
             found = await group.find()
-        except HelpersSilent as error:
+        except NotOpened as error:
             self._is_broken(module, str(error))
             return
         runner = ModuleRunner(

@@ -122,3 +122,30 @@ class Problem(BaseModel):
 
 class Log(BaseModel):
     lines: list[str]
+
+
+class _Configuration(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    toml: str | None = Field(None, description="The module's file, as text")
+    configuration: dict[str, Any] | None = Field(None, description="The same as a table, instead")
+
+
+class NewModule(_Configuration):
+    """A module for both servers; exactly one of toml and configuration. Without mirror_port one is chosen."""
+
+    module: str = Field(description="Its name")
+    overwrite: bool = Field(False, description="The directory on the server without the data need not be empty")
+    start: bool = Field(False, description="And start it on both servers")
+
+
+class ChangedModule(_Configuration):
+    """Another configuration, for a module that is stopped on both servers: whole, or single keys of it."""
+
+    set: dict[str, Any] | None = Field(None, description='Single keys, as "vm.options.start"')
+
+
+class ChangedPair(BaseModel):
+    """It was done on both servers."""
+
+    notes: list[str] = Field(description="What is worth knowing: where data still lies, what was not started")

@@ -18,10 +18,24 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from hotpair.actors.home import Home
-from hotpair.api_values import API, Details, Done, Here, Log, Module, Order, Verification, Verify
+from hotpair.api_values import (
+    API,
+    ChangedModule,
+    ChangedPair,
+    Details,
+    Done,
+    Here,
+    Log,
+    Module,
+    NewModule,
+    Order,
+    Verification,
+    Verify,
+)
 from hotpair.cluster.admission import NAME_RULE, is_name
 
 ANSWER_S = 10.0  # far more than the server takes; a command may wait for its own durable write
+CHANGE_S = 400.0  # of the pair: both servers' disks, drivers and actors, one after the other
 SILENCE_S = 30.0  # of a stream, which says something every ten seconds
 
 
@@ -146,19 +160,56 @@ class Client:
         """The last lines, and each new one."""
         yield from self._follow(f"{_path(name)}/log/stream", {"lines": lines})
 
+    # ---- the pair, on both servers at once
+
+    def add_module(
+        self,
+        name: str,
+        *,
+        toml: str | None = None,
+        configuration: dict[str, Any] | None = None,
+        overwrite: bool = False,
+        start: bool = False,
+    ) -> list[str]:
+        """Notes. Either the file's text or a table. Both servers are asked before anything is written on either."""
+        given = NewModule(module=name, toml=toml, configuration=configuration, overwrite=overwrite, start=start)
+        return self._changed("POST", f"{API}/modules", given)
+
+    def edit_module(
+        self,
+        name: str,
+        *,
+        toml: str | None = None,
+        configuration: dict[str, Any] | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> list[str]:
+        """Notes. The whole configuration, or single keys; the module is stopped on both servers."""
+        return self._changed("PUT", _path(name), ChangedModule(toml=toml, configuration=configuration, set=settings))
+
+    def remove_module(self, name: str) -> list[str]:
+        """Notes: where its data still lies. It is stopped on both servers."""
+        return self._changed("DELETE", _path(name))
+
+    def _changed(self, method: str, path: str, given: BaseModel | None = None) -> list[str]:
+        return ChangedPair.model_validate(self._ask(method, path, given, limit_s=CHANGE_S)).notes
+
     # ---- how
 
-    def _ask(self, method: str, path: str, body: BaseModel | None = None, query: Any = None) -> Any:
-        answer = self._send(method, path, body, query)
+    def _ask(
+        self, method: str, path: str, body: BaseModel | None = None, query: Any = None, limit_s: float = ANSWER_S
+    ) -> Any:
+        answer = self._send(method, path, body, query, limit_s)
         try:
             return answer.json()
         except ValueError as error:
             raise ApiError(f"what answers {self._where} is not hotpair: it sent no JSON") from error
 
-    def _send(self, method: str, path: str, body: BaseModel | None = None, query: Any = None) -> httpx.Response:
+    def _send(
+        self, method: str, path: str, body: BaseModel | None = None, query: Any = None, limit_s: float = ANSWER_S
+    ) -> httpx.Response:
         sent = None if body is None else body.model_dump()
         try:
-            answer = self._connection.request(method, path, json=sent, params=query)
+            answer = self._connection.request(method, path, json=sent, params=query, timeout=limit_s)
         except httpx.HTTPError as error:
             raise self._failed(error) from error
         if not answer.is_success:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from hotpair import commands_local
+from hotpair import commands_local, commands_pair
 from hotpair.actors.home import Home
 from hotpair.client import ApiError, Client, Refused
 from hotpair.cluster.configuration_keys import ConfigurationError
@@ -37,10 +37,11 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 maintenance = typer.Typer(help="Suspend automatic failover and checkers, or not any more.", no_args_is_help=True)
-module_commands = typer.Typer(help="One module, in full.", no_args_is_help=True)
+module_commands = typer.Typer(help="One module: shown in full, added, edited, removed.", no_args_is_help=True)
 app.add_typer(maintenance, name="maintenance")
 app.add_typer(module_commands, name="module")
 commands_local.register(app)
+commands_pair.register(app, module_commands)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ class Openings:
     """`peer`: the peer's numeric addresses. `modules`: their ports, TCP (mirror) and UDP (pulses).
 
     ray      first and last port of the runtime: for this machine alone
-    api      port of the HTTP API; `api_open`: for everybody, since it has TLS and asks for tokens
+    api      port of the HTTP API; `api_open`: for everybody, since it has TLS and asks for tokens; else for the peer
     """
 
     peer: Collection[str]
@@ -48,6 +48,10 @@ def rules(openings: Openings) -> str:
         lines.append(f"\t\tudp dport {ports} drop")
     first, last = openings.ray
     lines.append(f'\t\ttcp dport {first}-{last} drop comment "Ray: for this machine alone"')
+    if not openings.api_open:
+        for family, addresses in _by_family(openings.peer).items():
+            source = f"{family} saddr {{ {', '.join(addresses)} }}"
+            lines.append(f'\t\t{source} tcp dport {openings.api} accept comment "pair channel, from the peer"')
     verdict, why = ("accept", "API, with TLS and tokens") if openings.api_open else ("drop", "API without TLS")
     lines.append(f'\t\ttcp dport {openings.api} {verdict} comment "{why}"')
     return "\n".join([*lines, "\t}", "}"]) + "\n"

@@ -1,7 +1,8 @@
 """The HTTP API of one server, as an application: routes, roles, errors. Who listens is http_server_io.py's matter.
 
 No request waits for a disk, a driver or a mirror longer than a tenth of a second: what is not known by then is left
-out, or said to be under way. The one thing that is waited for is a command's own durable write.
+out, or said to be under way. What is waited for is a command's own durable write, and changes of the pair
+(http_pair.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ from hotpair.api_values import API, LONGEST_BODY, Here, Problem
 from hotpair.event_hub import TooManyListeners
 from hotpair.http_metrics import metrics
 from hotpair.http_modules import modules_router
+from hotpair.http_pair import modules_changes_router, peers_router, say_changes
 from hotpair.http_streams import streams_router
+from hotpair.pair_channel_io import PAIR
+from hotpair.pair_served import PairServed
 from hotpair.served import Served, TooSlow
 from hotpair.service_history import runs_here
 
@@ -43,7 +47,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def app_of(served: Served) -> FastAPI:
+def app_of(served: Served, pair: PairServed) -> FastAPI:
     """Everything that is served, for one supervisor."""
     app = FastAPI(
         title="hotpair",
@@ -62,6 +66,9 @@ def app_of(served: Served) -> FastAPI:
 
     app.include_router(modules_router(served, needs), prefix=API, responses=PROBLEMS)
     app.include_router(streams_router(served, needs), prefix=API, responses=PROBLEMS)
+    app.include_router(modules_changes_router(pair.administration, needs), prefix=API, responses=PROBLEMS)
+    app.include_router(peers_router(pair.administration, pair.gate, pair.welcome), prefix=API)
+    say_changes(app)
 
     @app.get(API, response_model=Here, dependencies=[needs(Role.MONITOR)], responses=PROBLEMS, tags=["server"])
     async def here() -> Here:
@@ -195,3 +202,15 @@ def local(app: Asgi) -> Asgi:
         await app({**scope, LOCAL: True}, receive, send)
 
     return marked
+
+
+def peers_only(app: Asgi) -> Asgi:
+    """The same application for who can only be the peer: where there is no TLS, no token may travel."""
+
+    async def narrow(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope["path"].startswith(f"{PAIR}/"):
+            await problem(404, "Without TLS only the other server is answered here.")(scope, receive, send)
+            return
+        await app(scope, receive, send)
+
+    return narrow

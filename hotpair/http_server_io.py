@@ -1,6 +1,7 @@
 """Who listens: the Unix socket for local root, and TCP for everybody else, with TLS or on loopback only.
 
-Both serve the same application, in the event loop of the supervisor.
+Both serve the same application, in the event loop of the supervisor. Without TLS the server's own address is listened
+to as well, for the other server alone, which needs no token.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -21,7 +23,9 @@ from hotpair.actors.home import Home
 from hotpair.actors.supervisor import Supervisor
 from hotpair.api_values import PORT
 from hotpair.cluster.configuration import Cluster
-from hotpair.http_api import Asgi, app_of, local
+from hotpair.http_api import Asgi, app_of, local, peers_only
+from hotpair.pair_facts_io import REAL, Looks
+from hotpair.pair_served import PairServed, pair_served
 from hotpair.served import Mirrors, MirrorSockets, Served
 
 log = logging.getLogger("hotpair.api")
@@ -78,13 +82,25 @@ class _Server(uvicorn.Server):
         self.settled.set()
 
 
+@dataclass
+class Place:
+    """Where TCP is to be served, and to whom. `problem`: why it is not yet."""
+
+    app: Asgi
+    address: str
+    port: int
+    tls: tuple[str, str] | None
+    problem: str = ""
+    at: tuple[str, int] = ("", 0)
+
+
 class Api:
     """The API while it is served. `address`: of the TCP socket; `problem`: why there is none."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, pair: PairServed) -> None:
         self.served = served
-        self.address: tuple[str, int] = ("", 0)
-        self.problem = ""
+        self._pair = pair
+        self._places: list[Place] = []
         self._trying: asyncio.Task[None] | None = None
         self._servers: list[tuple[_Server, asyncio.Task[None]]] = []
         self._path = ""
@@ -135,6 +151,7 @@ class Api:
     async def close(self) -> None:
         """Answers that are on their way are given a moment; streams end. Once."""
         self.served.close()
+        self._pair.close()
         if self._trying is not None:
             self._trying.cancel()
         for server, _ in self._servers:
@@ -145,27 +162,40 @@ class Api:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
 
-    async def try_tcp(self, app: Asgi, address: str, port: int, tls: tuple[str, str] | None) -> None:
-        """What keeps others from asking must not keep the modules from being looked after: it is tried again later."""
-        try:
-            sock = tcp_socket(address, port)
-            at = sock.getsockname()[:2]
-            await self.begin(app, sock, tls=tls)
-            self.address, self.problem = at, ""
-        except NotServed as error:
-            if str(error) != self.problem:
-                log.error("%s. Until that is put right only the Unix socket is served", error)
-            self.problem = str(error)
+    @property
+    def address(self) -> tuple[str, int]:
+        return self._places[0].at if self._places else ("", 0)
 
-    def try_again(self, app: Asgi, address: str, port: int, tls: tuple[str, str] | None, again_s: float) -> None:
-        """In the background, until TCP is served."""
+    @property
+    def problem(self) -> str:
+        return "; ".join(place.problem for place in self._places if place.problem)
+
+    async def serve_tcp(self, places: list[Place], again_s: float) -> None:
+        """At once where it is possible, and in the background until it is."""
+        self._places = places
+        for place in places:
+            await self._try(place)
 
         async def keep_trying() -> None:
             while self.problem:
                 await asyncio.sleep(again_s)
-                await self.try_tcp(app, address, port, tls)
+                for place in places:
+                    if place.problem:
+                        await self._try(place)
 
         self._trying = asyncio.get_running_loop().create_task(keep_trying())
+
+    async def _try(self, place: Place) -> None:
+        """What keeps others from asking must not keep the modules from being looked after: it is tried again later."""
+        try:
+            sock = tcp_socket(place.address, place.port)
+            at = sock.getsockname()[:2]
+            await self.begin(place.app, sock, tls=place.tls)
+            place.at, place.problem = at, ""
+        except NotServed as error:
+            if str(error) != place.problem:
+                log.error("%s. Until that is put right it is not served there", error)
+            place.problem = str(error)
 
     def listen_locally(self, path: str) -> socket.socket:
         """The Unix socket, for its owner only."""
@@ -182,8 +212,9 @@ async def serve(
     port: int = PORT,
     mirrors: Mirrors | None = None,
     again_s: float = AGAIN_S,
+    looks: Looks = REAL,
 ) -> Api:
-    """Serve until the Api is closed; TCP as soon as it can be.
+    """Serve until the Api is closed; TCP as soon as it can be, at the same port as on the other server.
 
     Raises NotServed where the Unix socket cannot be, KeyError for no server of the pair.
     """
@@ -191,23 +222,35 @@ async def serve(
     peer = cluster.peer_of(server).name
     asked = mirrors or MirrorSockets(home)
     served = Served(supervisor, home, cluster=cluster.name, server=server, peer=peer, mirrors=asked)
-    app = app_of(served)
-    api = Api(served)
+    pair = pair_served(supervisor, home, server, port, forget=served.forget, looks=looks)
+    app = app_of(served, pair)
+    api = Api(served, pair)
     try:
         await api.begin(local(app), api.listen_locally(home.socket), protocol=_OwnerOnly)
     except NotServed:
         await api.close()
         raise
-    where = (app, address_of(cluster, server), port, _tls(cluster, home))
-    await api.try_tcp(*where)
-    api.try_again(*where, again_s)
+    await api.serve_tcp(places(app, cluster, server, port, _tls(cluster, home)), again_s)
     return api
+
+
+def places(app: Asgi, cluster: Cluster, server: str, port: int, tls: tuple[str, str] | None) -> list[Place]:
+    """Everybody's, and where that is not this server's own address, the peer's."""
+    address, own = address_of(cluster, server), own_address(cluster, server)
+    found = [Place(app, address, port, tls)]
+    if address != own:
+        found.append(Place(peers_only(app), own, port, None))
+    return found
 
 
 def address_of(cluster: Cluster, server: str) -> str:
     """Where to listen: the server's own address, but without TLS only if that never leaves this machine."""
-    here = cluster.peer_of(cluster.peer_of(server).name)
-    return here.address if cluster.security.tls is not None or is_loopback(here.address) else LOOPBACK
+    own = own_address(cluster, server)
+    return own if cluster.security.tls is not None or is_loopback(own) else LOOPBACK
+
+
+def own_address(cluster: Cluster, server: str) -> str:
+    return cluster.peer_of(cluster.peer_of(server).name).address
 
 
 def is_loopback(address: str) -> bool:

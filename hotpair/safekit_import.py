@@ -5,7 +5,6 @@ Each value is taken where the two mean the same. Whatever is not is said, with i
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from typing import Any
 
 from hotpair.cluster.admission import is_name
 from hotpair.safekit_xml import Element
+from hotpair.toml_text import value_text
 
-FIRST_MIRROR_PORT = 5600
 MACRO_ROUNDS = 10  # a macro may name another one
 
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001, "us": 0.000001}
@@ -58,14 +57,21 @@ def convert_cluster(root: Element, name: str, heart: Element | None, ping: tuple
     both = [network for network in next(iter(servers.values())) if all(network in one for one in servers.values())]
     if not both:
         raise NotConverted("there is no lan that both nodes are in")
-    lines = [f"name = {_toml(name)}"]
+    lines = [f"name = {value_text(name)}"]
     for server, networks in servers.items():
-        inline = ", ".join(f"{network} = {_toml(networks[network])}" for network in both)
-        lines += ["", "[[servers]]", f"name = {_toml(server)}", f"address = {_toml(networks[both[0]])}"]
+        inline = ", ".join(f"{network} = {value_text(networks[network])}" for network in both)
+        lines += ["", "[[servers]]", f"name = {value_text(server)}", f"address = {value_text(networks[both[0]])}"]
         lines.append(f"networks = {{ {inline} }}")
     lines += _heartbeat(heart)
     if ping:
-        lines += ["", "[arbitration]", 'kind = "ping"', "", "[arbitration.ping]", f"addresses = {_toml(list(ping))}"]
+        lines += [
+            "",
+            "[arbitration]",
+            'kind = "ping"',
+            "",
+            "[arbitration.ping]",
+            f"addresses = {value_text(list(ping))}",
+        ]
         converted.notes.append("arbitration: ping as in the splitbrain checker; two isolated servers that reach it "
                                "may both run: a witness on any third machine is better")  # fmt: skip
     else:
@@ -379,16 +385,8 @@ def _note(element: Element, what: str) -> str:
     return f"line {element.line}: {shown}"
 
 
-def _toml(value: object) -> str:
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=True).replace("\x7f", "\\u007f")
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def _written(module: _Module) -> str:
-    lines = [f"{name} = {_toml(value)}" for name, value in module.top.items()]
+    lines = [f"{name} = {value_text(value)}" for name, value in module.top.items()]
     for table, values in module.tables.items():
-        lines += ["", f"[{table}]", *(f"{name} = {_toml(value)}" for name, value in values.items())]
+        lines += ["", f"[{table}]", *(f"{name} = {value_text(value)}" for name, value in values.items())]
     return "\n".join(lines) + "\n"

@@ -138,6 +138,13 @@ class Served:
             self._histories[name] = seen(self.history(name), known, self._clock())
         self.hub.hear(entry)
 
+    def forget(self, name: str) -> None:
+        """A module was removed: another one of this name begins anew."""
+        self._histories.pop(name, None)
+        details = self._details.pop(name, None)
+        if details is not None:
+            details.close()
+
     # ---- what may block
 
     async def in_thread(self, work: Callable[[], T]) -> T:

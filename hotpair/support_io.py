@@ -92,7 +92,7 @@ def secrets_of(home: Home) -> set[bytes]:
 
 def _secret_files(home: Home) -> set[str]:
     """Those that the configuration names, and those that have such names."""
-    found = {home.below(name) for name in ("pair.key", "witness.key", "tls/server.key")}
+    found = {home.below(name) for name in ("pair.key", "witness.key", "tls/server.key", "tls/authority.key")}
     found.add(os.path.join(home.ray, "token"))
     try:
         cluster = load_cluster(home.configuration)

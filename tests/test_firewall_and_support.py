@@ -55,10 +55,13 @@ def test_a_port_is_open_to_the_peer_before_it_is_closed_to_all() -> None:
     assert lines.index('iifname "lo" accept') < min(number for number, line in enumerate(lines) if "drop" in line)
 
 
-def test_without_tls_the_api_is_closed_and_without_modules_nothing_is_opened() -> None:
+def test_without_tls_the_api_is_the_peers_only_and_without_modules_nothing_is_opened() -> None:
     text = rules(Openings({"10.0.0.2"}, set(), (21000, 21210), 9010, False))
     assert "tcp dport 9010 drop" in text
-    assert "saddr" not in text
+    lines = [line.strip() for line in text.splitlines()]
+    (opened,) = [line for line in lines if "saddr" in line]  # for the other server, which proves that it has the key
+    assert opened.startswith("ip saddr { 10.0.0.2 } tcp dport 9010 accept")
+    assert lines.index(opened) < next(number for number, line in enumerate(lines) if "9010 drop" in line)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hotpair.actors.home import Home
-from hotpair.actors.supervisor import OPENED_AT_A_TIME, Found, HelpersSilent, Supervisor
+from hotpair.actors.supervisor import OPENED_AT_A_TIME, Found, NotOpened, Supervisor
 from hotpair.cluster.arbiter_io import NoArbiter
 from hotpair.cluster.configuration import Module as Configured
 from hotpair.cluster.configuration_io import load_cluster, load_modules
@@ -38,7 +38,7 @@ class Slow(api_server.Group):
         finally:
             self.groups.starting -= 1
         if self.silent:
-            raise HelpersSilent("nobody answers")
+            raise NotOpened("nobody answers")
         return await super().find()
 
 
