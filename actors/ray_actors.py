@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,7 @@ ROLES = (HEARTBEAT, REPLICATION, VM)
 FIND_S = 60.0  # until a module's actors have said what runs
 ASK_S = 10.0  # for what people ask of an actor
 CLOSE_S = 10.0
+SAY_AGAIN_S = 0.5  # to a supervisor that was not there
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,26 @@ class _Post:
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._supervisor: Any = None
+        self._latest: Event | None = None
 
     def __call__(self, event: Event | None) -> None:
         """None: only that there is a new process in this role."""
+        self._latest = event
         try:
             if self._supervisor is None:
                 self._supervisor = ray.get_actor(SUPERVISOR, namespace=NAMESPACE)
-            self._supervisor.hear.remote(self._origin, event)
+            said = self._supervisor.hear.remote(self._origin, event)
+            said.future().add_done_callback(lambda future: self._sent(event, future))
         except (ValueError, ray.exceptions.RayError) as error:
             self._supervisor = None  # it asks when it is there again
             log.warning("%s: the supervisor cannot be reached: %s", self._origin, error)
+
+    def _sent(self, event: Event | None, future: Future[None]) -> None:
+        """What a supervisor that is being made again has not heard is said again, unless there is something newer."""
+        if event is self._latest and isinstance(future.exception(), ray.exceptions.RayActorError):
+            again = threading.Timer(SAY_AGAIN_S, lambda: self(event) if event is self._latest else None)
+            again.daemon = True
+            again.start()
 
 
 class HeartbeatActor:
@@ -95,6 +108,9 @@ class HeartbeatActor:
     async def link(self, lives: bool) -> None:
         self._heartbeat.link(lives)
 
+    async def again(self) -> None:
+        self._heartbeat.again()
+
     async def status(self) -> Mapping[str, Any]:
         return self._heartbeat.status()
 
@@ -110,12 +126,15 @@ class ReplicationActor:
         self._held = Incarnation(facts.state, REPLICATION)
         self._post = _Post(Origin(facts.module, REPLICATION, self._held.number))
         self._keeper = MirrorKeeper(facts.mirror, self._post)
-        self._found = self._keeper.find()
+        found = self._keeper.find()
         self._post(None)
-        self._post(self._found)
+        self._post(found)
 
     def find(self) -> MirrorReported:
-        return self._found
+        """As it is when asked. Said as well, so that nothing older is said after it."""
+        found = self._keeper.now()
+        self._post(found)
+        return found
 
     def start(self, role: Role, alone: bool, salvage: bytes | None) -> None:
         self._keeper.start(role, alone=alone, salvage=salvage)
@@ -153,12 +172,15 @@ class VmActor:
         self._held = Incarnation(facts.state, VM)
         self._post = _Post(Origin(facts.module, VM, self._held.number))
         self._keeper = VmKeeper(facts.vm, lambda: drivers_io.make(facts.driver, facts.place), self._post)
-        self._found = self._keeper.find()
+        found = self._keeper.find()
         self._post(None)
-        self._post(VmReported(self._found))
+        self._post(VmReported(found))
 
     def find(self) -> Vm:
-        return self._found
+        """As it is when asked. Said as well, so that nothing older is said after it."""
+        found = self._keeper.now()
+        self._post(VmReported(found))
+        return found
 
     def start(self) -> None:
         self._keeper.start()
@@ -195,10 +217,14 @@ class _Peer:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
         self.told: PeerView | None = None
+        self.is_unknown = True  # this supervisor does not know what was heard of the peer before
 
     def say(self, told: PeerView) -> None:
         self.told = told
         self._actor.say.remote(told)
+        if self.is_unknown:
+            self.is_unknown = False
+            self._actor.again.remote()
 
 
 class RayGroup:
@@ -213,6 +239,7 @@ class RayGroup:
         self._link = False
 
     async def find(self) -> Found:
+        self.peer.is_unknown = True  # whoever asks begins anew
         async with asyncio.timeout(FIND_S):
             found, vm = await asyncio.gather(self._mirror.find.remote(), self._actors[VM].find.remote())
         return Found(found.mirror, vm, found.bytes_changed)
