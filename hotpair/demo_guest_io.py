@@ -142,7 +142,7 @@ def ledger_guest(tree: Path) -> tuple[bytes, bytes]:
 
 def numbers_on(disk: bytes) -> list[int]:
     """What that guest has written, in the order of the sectors, up to the first that was never written."""
-    end = 1  # the first sector is left free
-    while (sector := disk[end * SECTOR_BYTES : (end + 1) * SECTOR_BYTES].rstrip(b"\0")) != b"":
-        end += 1
-    return [int(line) for line in disk[SECTOR_BYTES : end * SECTOR_BYTES].split()]
+    end = SECTOR_BYTES  # the first sector is left free
+    while disk[end : end + SECTOR_BYTES].strip(b"\0"):
+        end += SECTOR_BYTES
+    return [int(line) for line in disk[SECTOR_BYTES:end].split()]

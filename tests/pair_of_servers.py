@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import tempfile
@@ -92,16 +93,18 @@ class Pair:
             found[module] = [one for one in self[home].processes() if _is_application(one, mark)]
         return found
 
-    def mirror(self, server: str, module: str) -> psutil.Process:
-        """Its mirror process, not the keeper of its descriptor."""
+    def mirror(self, server: str, module: str) -> psutil.Process | None:
+        """Its mirror process: neither the keeper of its descriptor nor a helper of its own."""
         directory = str(self[server].folder / module)
-        found = [
-            one
-            for one in self[server].find("hotpair.replication")
-            if directory in one.cmdline() and {"source", "target"} & set(one.cmdline())
-        ]
-        assert len(found) == 1, [one.cmdline() for one in found]
-        return found[0]
+        found = []
+        for one in self[server].find("hotpair.replication"):
+            with contextlib.suppress(psutil.Error):
+                words = one.cmdline()
+                if directory in words and {"source", "target"} & set(words):
+                    found.append((one, one.ppid()))
+        pids = [one.pid for one, _ in found]
+        own = [one for one, parent in found if parent not in pids]
+        return own[0] if len(own) == 1 else None
 
     def said(self, server: str, module: str) -> dict[str, Any]:
         """What its pulses and links are, as people are shown it."""

@@ -214,11 +214,12 @@ def a_mirror_is_killed(pair: Pair) -> None:
     before = pair.applications()
     for name in ("a", "b"):
         killed = pair.mirror(name, "app")
+        assert killed is not None
         killed.kill()
         psutil.wait_procs([killed], DETECTED_S)
+        pair.until(lambda name=name: pair.mirror(name, "app") is not None, "there is another one")
         pair.servers.until_green()
         pair.until_all_write()
-        assert pair.mirror(name, "app") != killed
         same_processes(pair, before)
 
 
