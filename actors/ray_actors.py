@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from hotpair.actors.heartbeat import Heartbeat, HeartbeatFacts
 from hotpair.actors.incarnation_io import Incarnation
 from hotpair.actors.mirror_keeper import MirrorFacts, MirrorKeeper
 from hotpair.actors.ray_profile import ACTOR_OPTIONS
+from hotpair.actors.said import Newest, Origin
 from hotpair.actors.supervisor import Found
 from hotpair.actors.vm_keeper import VmFacts, VmKeeper
 from hotpair.cluster.module_events import Event, MirrorReported, VmReported
@@ -40,15 +42,6 @@ FIND_S = 60.0  # until a module's actors have said what runs
 ASK_S = 10.0  # for what people ask of an actor
 CLOSE_S = 10.0
 SAY_AGAIN_S = 0.5  # to a supervisor that was not there
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Who says something: `number` grows with each process that takes the role."""
-
-    module: str
-    role: str
-    number: int
 
 
 @dataclass(frozen=True)
@@ -78,7 +71,7 @@ class _Post:
         try:
             if self._supervisor is None:
                 self._supervisor = ray.get_actor(SUPERVISOR, namespace=NAMESPACE)
-            said = self._supervisor.hear.remote(self._origin, event)
+            said = self._supervisor.hear.remote(self._origin, event, time.monotonic_ns())
             said.future().add_done_callback(lambda future: self._sent(event, future))
         except (ValueError, ray.exceptions.RayError) as error:
             self._supervisor = None  # it asks when it is there again
@@ -100,13 +93,17 @@ class HeartbeatActor:
         post = _Post(Origin(facts.module, HEARTBEAT, self._held.number))
         self._heartbeat = Heartbeat(facts.heartbeat, post)
         self._task = asyncio.get_running_loop().create_task(self._heartbeat.run())
+        self._module = facts.module
+        self._newest = Newest()
         post(None)
 
-    async def say(self, told: PeerView) -> None:
-        self._heartbeat.say(told)
+    async def say(self, told: PeerView, said_at_ns: int) -> None:
+        if self._newest.is_newer(self._module, "told", said_at_ns):
+            self._heartbeat.say(told)
 
-    async def link(self, lives: bool) -> None:
-        self._heartbeat.link(lives)
+    async def link(self, lives: bool, said_at_ns: int) -> None:
+        if self._newest.is_newer(self._module, "link", said_at_ns):
+            self._heartbeat.link(lives)
 
     async def again(self) -> None:
         self._heartbeat.again()
@@ -221,7 +218,7 @@ class _Peer:
 
     def say(self, told: PeerView) -> None:
         self.told = told
-        self._actor.say.remote(told)
+        self._actor.say.remote(told, time.monotonic_ns())
         if self.is_unknown:
             self.is_unknown = False
             self._actor.again.remote()
@@ -267,12 +264,12 @@ class RayGroup:
 
     def link(self, lives: bool) -> None:
         self._link = lives
-        self._actors[HEARTBEAT].link.remote(lives)
+        self._actors[HEARTBEAT].link.remote(lives, time.monotonic_ns())
 
     def is_new(self, role: str) -> None:
         """There is another process in this role: what only the supervisor knows is said to it again."""
         if role == HEARTBEAT:
-            self._actors[HEARTBEAT].link.remote(self._link)
+            self._actors[HEARTBEAT].link.remote(self._link, time.monotonic_ns())
             if self.peer.told is not None:
                 self.peer.say(self.peer.told)
 
@@ -315,7 +312,7 @@ class SupervisorActor:
     """`build` makes the plain supervisor and all that serves it, given a way to open groups; it comes from above."""
 
     async def __init__(self, build: Build) -> None:  # type: ignore[misc]  # Ray waits for it, in the event loop
-        self._latest: dict[tuple[str, str], int] = {}
+        self._newest = Newest()
         self._groups: dict[str, tuple[RayGroup, Callable[[Event], None]]] = {}
         self._built = await build(self)
 
@@ -325,21 +322,18 @@ class SupervisorActor:
         self._groups[facts.module] = (group, hear)
         return group
 
-    async def hear(self, origin: Origin, event: Event | None) -> None:
-        """From an actor; one that was replaced is not listened to."""
-        who = (origin.module, origin.role)
-        before = self._latest.get(who, 0)
-        if origin.number < before:
+    async def hear(self, origin: Origin, event: Event | None, said_at_ns: int) -> None:
+        """From an actor; one that was replaced is not listened to, nor what is older than what was heard."""
+        if self._newest.is_replaced(origin):
             log.warning("%s was replaced, and still says %s", origin, event)
             return
-        self._latest[who] = origin.number
         known = self._groups.get(origin.module)
         if known is None:
             return
         group, hear = known
         if event is None:
             group.is_new(origin.role)
-        else:
+        elif self._newest.is_news(origin, event, said_at_ns):
             hear(event)
 
     async def ping(self) -> str:

@@ -28,7 +28,7 @@ from hotpair.demo_applications_io import Application, plain_process
 from hotpair.replication import fuse_io, mounts_io
 from hotpair.run_command import FOLDERS
 
-START_S = 120.0  # two Ray runtimes start, on a machine that others use too
+START_S = 240.0  # two Ray runtimes start, on a machine that others use too
 END_S = 40.0
 WAIT_S = 60.0
 LOOK_S = 0.05  # between two questions to a service
