@@ -14,9 +14,10 @@ from rich.table import Table
 
 from hotpair.client import ApiError
 from hotpair.demo_applications_io import Application, guest, plain_process
-from hotpair.demo_guest_io import NoGuest, ledger_guest
+from hotpair.demo_guest_io import QEMU, NoGuest, ledger_guest
 from hotpair.demo_screen import Screen
 from hotpair.demo_servers_io import LOOPBACK_WITNESS, MODULE, DemoFailed, TwoServers, two_servers
+from hotpair.hyperv.qemu_acceleration_io import kvm_problem
 from hotpair.terminal import bytes_text
 
 FIRST_PORT = 26000
@@ -71,7 +72,7 @@ def _application(console: Console, kernel: Path, *, only_process: bool) -> tuple
         except NoGuest as error:
             why = str(error)
         else:
-            accelerated = "with KVM" if os.access("/dev/kvm", os.W_OK) else "without KVM"
+            accelerated = "with KVM" if kvm_problem(QEMU, "host") is None else "without KVM"
             console.print(f"What runs: a QEMU guest, {accelerated}, that writes numbers to its disk and flushes each.")
             return "guest", lambda folder: guest(MODULE, "a", folder, image, initrd, BALLAST_BYTES)
     console.print(f"What runs: a plain process that appends lines and flushes each, no guest: {why}.", markup=False)
