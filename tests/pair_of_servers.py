@@ -145,16 +145,18 @@ def pair_on_small_disks(first_port: int, own_bytes: int, other_bytes: int) -> It
     """app alone, at home on a, its directories on file systems of these sizes: a's own, and b's."""
 
     def make(folder: Path) -> Sequence[Application]:
-        app = plain_process("app", "a", folder)
-        return [replace(app, directory="disk/data", fill=lambda *given: _mount_small(*given, own_bytes, other_bytes))]
+        def fill(directory: Path, has_data: bool) -> None:
+            _mount_small(directory, own_bytes if has_data else other_bytes)
+
+        return [replace(plain_process("app", "a", folder), directory="disk/data", fill=fill)]
 
     with _pair(first_port, make) as made:
         yield made
 
 
-def _mount_small(directory: Path, has_data: bool, own_bytes: int, other_bytes: int) -> None:
-    size = f"size={own_bytes if has_data else other_bytes}"
-    subprocess.run(["mount", "-t", "tmpfs", "-o", size, "tmpfs", directory.parent], check=True)
+def _mount_small(directory: Path, size_bytes: int) -> None:
+    words = ["mount", "-t", "tmpfs", "-o", f"size={size_bytes}", "tmpfs", str(directory.parent)]
+    subprocess.run(words, check=True)
     directory.mkdir()
 
 

@@ -55,11 +55,11 @@ def a_network_of_pulses_only_is_cut(pair: Pair) -> None:
     """It is seen, and nothing is done."""
     before = pair.applications()
     pair.networks.cut("a", "direct")
-    _until_seen(pair, "lost")
+    _until_seen(pair, "down")
     assert pair.servers.are_green()
     pair.until_all_write()
     pair.networks.heal("a", "direct")
-    _until_seen(pair, "alive")
+    _until_seen(pair, "up")
     same_processes(pair, before)
 
 
@@ -213,14 +213,18 @@ def a_mirror_is_killed(pair: Pair) -> None:
     """The source's, then the target's: the application keeps its disk."""
     before = pair.applications()
     for name in ("a", "b"):
-        killed = pair.mirror(name, "app")
-        assert killed is not None
-        killed.kill()
-        psutil.wait_procs([killed], DETECTED_S)
-        pair.until(lambda name=name: pair.mirror(name, "app") is not None, "there is another one")
+        _kill_mirror(pair, name)
         pair.servers.until_green()
         pair.until_all_write()
         same_processes(pair, before)
+
+
+def _kill_mirror(pair: Pair, server: str) -> None:
+    killed = pair.mirror(server, "app")
+    assert killed is not None
+    killed.kill()
+    psutil.wait_procs([killed], DETECTED_S)
+    pair.until(lambda: pair.mirror(server, "app") is not None, "there is another one")
 
 
 def a_vm_is_killed(pair: Pair) -> None:
