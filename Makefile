@@ -5,14 +5,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 TEST_PACKAGES := fio attr acl postgresql sqlite3 iproute2 openssl strace etcd-server xfsprogs nftables \
 	qemu-system-x86 busybox-static qemu-guest-agent libvirt-daemon libvirt-clients libvirt-daemon-driver-qemu
+DEMO_PACKAGES := qemu-system-x86 busybox-static
+KERNEL_PACKAGE := linux-image-cloud-amd64
 BENCH_PACKAGES := fio glusterfs-server glusterfs-client qemu-system-x86 qemu-utils qemu-block-extra qemu-system-common gcc libc6-dev openssl iproute2
 SOURCES := pyproject.toml $(shell find hotpair actors cluster replication hyperv -name '*.py')
 
-.PHONY: demo test lint types unit packages bench-packages bench bench-failover torture mutants protocol-mutants clean
+.PHONY: demo test lint types unit packages bench-packages bench bench-failover torture torture-servers mutants protocol-mutants clean
 
 # The main job, shown on this machine: a power cut, the take-over, the return, a swap.
-demo: $(VENV)/installed
-	$(BIN)/hotpair demo
+demo: $(VENV)/installed $(VENV)/kernel
+	$(BIN)/hotpair demo --kernel $(VENV)/kernel $(DEMO_ARGUMENTS)
 
 test: packages lint types unit
 
@@ -24,6 +26,19 @@ $(VENV)/packages: $(VENV)/installed
 	  if [ -n "$$missing" ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; fi; \
 	else echo "not root, or no apt: system packages are not installed ($(TEST_PACKAGES))"; fi
 	@touch $@
+
+# What the demonstration's guest is made of: QEMU, busybox, and a kernel that is unpacked here and installed nowhere.
+# Where they cannot be had the demonstration says so, and runs a plain process.
+$(VENV)/kernel: | $(VENV)/created
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then ( set -e; \
+	  apt-cache show $(KERNEL_PACKAGE) >/dev/null 2>&1 || apt-get update -qq; \
+	  missing=$$(for p in $(DEMO_PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	  [ -z "$$missing" ] || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	  kernel=$$(apt-cache depends $(KERNEL_PACKAGE) | sed -n 's/.*Depends: \(linux-image-[^ ]*\)/\1/p' | head -n 1); \
+	  rm -rf $@.part; mkdir $@.part; cd $@.part; \
+	  apt-get download -qq $$kernel; dpkg -x linux-image-*.deb .; rm linux-image-*.deb; \
+	  mv $(CURDIR)/$@.part $(CURDIR)/$@ ) || echo "no guest for the demonstration: its packages cannot be had"; \
+	else echo "no guest for the demonstration: not root, or no apt ($(DEMO_PACKAGES), $(KERNEL_PACKAGE))"; fi
 
 bench-packages: $(VENV)/installed
 	@missing=$$(for p in $(BENCH_PACKAGES); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
@@ -65,6 +80,9 @@ bench-failover: $(VENV)/installed packages
 
 torture: $(VENV)/installed packages
 	$(BIN)/pytest tests/torture.py -m long -o timeout=86400 $(TORTURE_ARGUMENTS)
+
+torture-servers: $(VENV)/installed packages
+	$(BIN)/pytest tests/torture_servers.py -m long -o timeout=1800 -s $(TORTURE_ARGUMENTS)
 
 mutants: $(VENV)/installed packages
 	$(BIN)/python tests/mutants.py $(MUTANT_ARGUMENTS)

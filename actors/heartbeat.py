@@ -128,6 +128,14 @@ class Heartbeat:
         self._link_lives = lives
         self._woken.set()
 
+    def again(self) -> None:
+        """Who listens is new: what is known of the peer is said once more."""
+        if self._detector.status is PeerStatus.LOST:
+            self._hear(PeerLost())
+        elif not self._detector.doubtful:
+            self._heard = None
+            self._tell()
+
     def status(self) -> dict[str, Any]:
         """For people: the peer, the networks, what was sent, lost and refused."""
         networks = {}

@@ -33,6 +33,7 @@ log = logging.getLogger("hotpair.mirror")
 
 CONNECT_S = 60.0  # from its start to its control socket: it mounts, and reads the dirty log, before
 LOOK_S = 0.02  # between two looks whether that socket is there
+SETTLE_S = 30.0  # who asks how it is while it is being started waits so long for what comes of that
 GRACE_S = (0.0, 0.2, 0.5, 1.0, 2.0, 5.0)  # before a process that has died at once is reported gone, by how often it did
 LIVED_S = 10.0  # a process that lived so long did not die at once
 SALVAGE_S = 24 * 3600.0
@@ -98,6 +99,9 @@ class MirrorKeeper:
         self._least = 0  # reports with a lower number are older than the last verdict
         self._told = 0
         self._starting = self._end_at_once = False
+        self._settled = threading.Condition(self._lock)
+        self._coming = False  # it is being started, and nothing was heard of it yet
+        self._last: MirrorReported | None = None
         self._died = 0  # times in a row, soon after its start
         self._closed = False
         self._salvage_said = ""
@@ -106,7 +110,18 @@ class MirrorKeeper:
     # ---- at the beginning and the end
 
     def find(self) -> MirrorReported:
-        """What runs now; it is watched from here on."""
+        """What runs at the beginning; it is watched from here on."""
+        self._last = self._find()
+        return self._last
+
+    def now(self) -> MirrorReported:
+        """As it was heard last, or found; while it is being started, what comes of that."""
+        with self._settled:
+            self._settled.wait_for(lambda: not self._coming, SETTLE_S)
+            assert self._last is not None, "it is looked for first"
+            return self._last
+
+    def _find(self) -> MirrorReported:
         try:
             client = ControlClient(self._facts.state)
         except MirrorError:
@@ -136,9 +151,17 @@ class MirrorKeeper:
     # ---- what the state machine says
 
     def start(self, role: Role, *, alone: bool, salvage: bytes | None) -> None:
+        """One that is there, or is being started, is told of again: whoever says this had not heard of it."""
         work = (role, alone, salvage)
         with self._lock:
-            self._starting, self._end_at_once = True, False
+            coming, there, last = self._coming, self._watching is not None, self._last
+            if not coming and not there:
+                self._starting, self._end_at_once, self._coming = True, False, True
+        if coming:
+            return
+        if there and last is not None:
+            self._hear(last)
+            return
         threading.Thread(target=self._start, args=work, name="mirror start", daemon=True).start()
 
     def stop(self) -> None:
@@ -210,7 +233,13 @@ class MirrorKeeper:
         """A report, unless it is older than a verdict that was carried out, or than the last one."""
         if fields["number"] > self._told and fields["number"] >= self._least:
             self._told = fields["number"]
-            self._hear(reported(fields))
+            self._say(reported(fields))
+
+    def _say(self, report: MirrorReported) -> None:
+        with self._settled:
+            self._last, self._coming = report, False
+            self._settled.notify_all()
+        self._hear(report)
 
     def _is_no_report(self, error: Exception) -> None:
         log.error("%s: the mirror reports what is no report: %r", self._facts.module, error)
@@ -293,7 +322,7 @@ class MirrorKeeper:
         with self._lock:
             self._starting = False
         with self._talking:
-            self._hear(self._gone())
+            self._say(self._gone())
 
     def _gone(self) -> MirrorReported:
         """No process: the record as it is on disk."""

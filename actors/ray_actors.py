@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +23,8 @@ from hotpair.actors.heartbeat import Heartbeat, HeartbeatFacts
 from hotpair.actors.incarnation_io import Incarnation
 from hotpair.actors.mirror_keeper import MirrorFacts, MirrorKeeper
 from hotpair.actors.module_probes import prober_of
-from hotpair.actors.post import InTurn
 from hotpair.actors.ray_profile import ACTOR_OPTIONS
+from hotpair.actors.said import Newest, Origin
 from hotpair.actors.supervisor import MOMENT_S, Found, NotOpened, Report
 from hotpair.actors.vm_keeper import VmFacts, VmKeeper
 from hotpair.cluster.checks import Watch
@@ -40,19 +42,10 @@ SUPERVISOR = "supervisor"
 HEARTBEAT, REPLICATION, VM = "heartbeat", "replication", "vm"
 ROLES = (HEARTBEAT, REPLICATION, VM)
 FIND_S = 60.0  # until a module's actors have said what runs
-HEARD_S = 10.0  # for one report, by a supervisor that lives
 ASK_S = 10.0  # for what people ask of an actor
 CLOSE_S = 10.0
 GONE_LOOK_S = 0.05
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Who says something: `number` grows with each process that takes the role."""
-
-    module: str
-    role: str
-    number: int
+SAY_AGAIN_S = 0.5  # to a supervisor that was not there
 
 
 @dataclass(frozen=True)
@@ -78,27 +71,32 @@ class _Post:
     def __init__(self, origin: Origin) -> None:
         self._origin = origin
         self._supervisor: Any = None
-        self._in_turn = InTurn(self._send)
+        self._latest: Report | None = None
+        self._last: Any = None
 
     def __call__(self, event: Report | None) -> None:
         """None: only that there is a new process in this role."""
-        self._in_turn(event)
-
-    def is_heard(self) -> None:
-        """Wait a moment until what was said last has been heard."""
-        self._in_turn.is_heard(MOMENT_S)
-
-    def _send(self, event: Report | None) -> None:
+        self._latest = event
         try:
             if self._supervisor is None:
                 self._supervisor = ray.get_actor(SUPERVISOR, namespace=NAMESPACE)
-            # not ray.get: in the heartbeat's process that belongs to the event loop
-            self._supervisor.hear.remote(self._origin, event).future().result(HEARD_S)
-        except TimeoutError:
-            log.warning("%s: the supervisor does not listen; going on", self._origin)
+            said = self._last = self._supervisor.hear.remote(self._origin, event, time.monotonic_ns())
+            said.future().add_done_callback(lambda future: self._sent(event, future))
         except (ValueError, ray.exceptions.RayError) as error:
             self._supervisor = None  # it asks when it is there again
             log.warning("%s: the supervisor cannot be reached: %s", self._origin, error)
+
+    def is_heard(self) -> None:
+        """Wait a moment until what was said last has been heard."""
+        if self._last is not None:
+            ray.wait([self._last], timeout=MOMENT_S)
+
+    def _sent(self, event: Report | None, future: Future[None]) -> None:
+        """What a supervisor that is being made again has not heard is said again, unless there is something newer."""
+        if event is self._latest and isinstance(future.exception(), ray.exceptions.RayActorError):
+            again = threading.Timer(SAY_AGAIN_S, lambda: self(event) if event is self._latest else None)
+            again.daemon = True
+            again.start()
 
 
 class HeartbeatActor:
@@ -110,22 +108,20 @@ class HeartbeatActor:
         post = _Post(Origin(facts.module, HEARTBEAT, self._held.number))
         self._heartbeat = Heartbeat(facts.heartbeat, post)
         self._task = asyncio.get_running_loop().create_task(self._heartbeat.run())
+        self._module = facts.module
+        self._newest = Newest()
         post(None)
 
-    async def say(self, number: int, told: PeerView) -> None:
-        if self._is_newer("say", number):
+    async def say(self, told: PeerView, said_at_ns: int) -> None:
+        if self._newest.is_newer(self._module, "told", said_at_ns):
             self._heartbeat.say(told)
 
-    async def link(self, number: int, lives: bool) -> None:
-        if self._is_newer("link", number):
+    async def link(self, lives: bool, said_at_ns: int) -> None:
+        if self._newest.is_newer(self._module, "link", said_at_ns):
             self._heartbeat.link(lives)
 
-    def _is_newer(self, what: str, number: int) -> bool:
-        """Calls of an async actor overtake each other; what is said here is a level, and the last one counts."""
-        newer = number > self._said.get(what, 0)
-        if newer:
-            self._said[what] = number
-        return newer
+    async def again(self) -> None:
+        self._heartbeat.again()
 
     async def status(self) -> Mapping[str, Any]:
         return self._heartbeat.status()
@@ -142,12 +138,15 @@ class ReplicationActor:
         self._held = Incarnation(facts.state, REPLICATION)
         self._post = _Post(Origin(facts.module, REPLICATION, self._held.number))
         self._keeper = MirrorKeeper(facts.mirror, self._post)
-        self._found = self._keeper.find()
+        found = self._keeper.find()
         self._post(None)
-        self._post(self._found)
+        self._post(found)
 
     def find(self) -> MirrorReported:
-        return self._found
+        """As it is when asked. Said as well, so that nothing older is said after it."""
+        found = self._keeper.now()
+        self._post(found)
+        return found
 
     def start(self, role: Role, alone: bool, salvage: bytes | None) -> None:
         self._keeper.start(role, alone=alone, salvage=salvage)
@@ -191,12 +190,15 @@ class VmActor:
         self._post = _Post(Origin(facts.module, VM, self._held.number))
         self._keeper = VmKeeper(facts.vm, drivers_io.Maker(facts.driver, facts.place), self._post)
         self._prober = prober_of(facts.checkers, facts.module, self._keeper, self._post)
-        self._found = self._keeper.find()
+        found = self._keeper.find()
         self._post(None)
-        self._post(VmReported(self._found))
+        self._post(VmReported(found))
 
     def find(self) -> Vm:
-        return self._found
+        """As it is when asked. Said as well, so that nothing older is said after it."""
+        found = self._keeper.now()
+        self._post(VmReported(found))
+        return found
 
     def start(self) -> None:
         self._keeper.start()
@@ -237,10 +239,14 @@ class _Peer:
     def __init__(self, actor: Any) -> None:
         self._actor = actor
         self.told: PeerView | None = None
+        self.is_unknown = True  # this supervisor does not know what was heard of the peer before
 
     def say(self, told: PeerView) -> None:
         self.told = told
-        self._actor.say.remote(time.monotonic_ns(), told)
+        self._actor.say.remote(told, time.monotonic_ns())
+        if self.is_unknown:
+            self.is_unknown = False
+            self._actor.again.remote()
 
 
 class RayGroup:
@@ -256,6 +262,7 @@ class RayGroup:
         self._watch: Watch | None = None
 
     async def find(self) -> Found:
+        self.peer.is_unknown = True  # whoever asks begins anew
         try:
             async with asyncio.timeout(FIND_S):
                 found, vm = await asyncio.gather(self._mirror.find.remote(), self._actors[VM].find.remote())
@@ -293,7 +300,7 @@ class RayGroup:
 
     def link(self, lives: bool) -> None:
         self._link = lives
-        self._actors[HEARTBEAT].link.remote(time.monotonic_ns(), lives)
+        self._actors[HEARTBEAT].link.remote(lives, time.monotonic_ns())
 
     def check(self, watch: Watch) -> None:
         self._watch = watch
@@ -302,7 +309,7 @@ class RayGroup:
     def is_new(self, role: str) -> None:
         """There is another process in this role: what only the supervisor knows is said to it again."""
         if role == HEARTBEAT:
-            self._actors[HEARTBEAT].link.remote(time.monotonic_ns(), self._link)
+            self._actors[HEARTBEAT].link.remote(self._link, time.monotonic_ns())
             if self.peer.told is not None:
                 self.peer.say(self.peer.told)
         if role == VM and self._watch is not None:
@@ -362,33 +369,29 @@ class SupervisorActor:
     """`build` makes the plain supervisor and all that serves it, given a way to open groups; it comes from above."""
 
     async def __init__(self, build: Build) -> None:  # type: ignore[misc]  # Ray waits for it, in the event loop
-        self._latest: dict[tuple[str, str], int] = {}
+        self._newest = Newest()
         self._groups: dict[str, tuple[RayGroup, Callable[[Report], None]]] = {}
         self._built = await build(self)
 
     async def open(self, facts: GroupFacts, hear: Callable[[Report], None]) -> RayGroup:
         """For `build`'s supervisor, in this process. A module that was removed begins to count again."""
-        for role in ROLES:
-            self._latest.pop((facts.module, role), None)
+        self._newest.forget(facts.module)
         group = RayGroup(facts)
         self._groups[facts.module] = (group, hear)
         return group
 
-    async def hear(self, origin: Origin, event: Report | None) -> None:
-        """From an actor; one that was replaced is not listened to."""
-        who = (origin.module, origin.role)
-        before = self._latest.get(who, 0)
-        if origin.number < before:
+    async def hear(self, origin: Origin, event: Report | None, said_at_ns: int) -> None:
+        """From an actor; one that was replaced is not listened to, nor what is older than what was heard."""
+        if self._newest.is_replaced(origin):
             log.warning("%s was replaced, and still says %s", origin, event)
             return
-        self._latest[who] = origin.number
         known = self._groups.get(origin.module)
         if known is None:
             return
         group, hear = known
         if event is None:
             group.is_new(origin.role)
-        else:
+        elif self._newest.is_news(origin, event, said_at_ns):
             hear(event)
 
     async def ping(self) -> str:

@@ -66,13 +66,14 @@ class Runtime:
             text=True,
             errors="replace",
         )
-        threading.Thread(target=self._read, args=(process, ended), name="ray", daemon=True).start()
+        threading.Thread(target=self._read, args=(process,), name="ray output", daemon=True).start()
+        threading.Thread(target=self._wait, args=(process, ended), name="ray", daemon=True).start()
         self._started.wait(START_S)
         if not self._up:
             self.stop()
             raise RuntimeFailed("Ray does not start. It said:\n" + "".join(self._said[-LINES:]))
 
-    def _read(self, process: subprocess.Popen[str], ended: Callable[[], None]) -> None:
+    def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
@@ -80,6 +81,9 @@ class Runtime:
                 if STARTED in line:
                     self._up = True
                     self._started.set()
+
+    def _wait(self, process: subprocess.Popen[str], ended: Callable[[], None]) -> None:
+        """Its end, and not that of its output: what it has started may hold that open."""
         process.wait()
         self._started.set()
         if self._up:

@@ -53,6 +53,7 @@ class VmKeeper:
         self._hear = hear
         self._lock = threading.Lock()
         self._orders = 0  # under way: what is seen meanwhile is in between
+        self._ordered = Vm.OFF  # what the last one is about
         self._failed = 0  # starts in a row
         self._told: Vm | None = None
         self._last: Observation | None = None
@@ -64,11 +65,22 @@ class VmKeeper:
     # ---- at the beginning and the end
 
     def find(self) -> Vm:
-        """How it is now; it is looked at from here on. What cannot be found out counts as running."""
-        vm = self._look(None)
-        self._told = Vm.STOPPING if vm is None else vm
+        """How it is at the beginning; it is looked at from here on."""
+        vm = self.now()
         threading.Thread(target=self._watch, name="vm", daemon=True).start()
-        return self._told
+        return vm
+
+    def now(self) -> Vm:
+        """Looked at anew. What cannot be found out counts as running; what is under way will be reported."""
+        with self._lock:
+            if self._orders:
+                return self._ordered
+        vm = self._look(None) or Vm.STOPPING
+        with self._lock:
+            if self._orders:
+                return self._ordered
+            self._told = vm
+        return vm
 
     def close(self) -> None:
         """Look no more; the VM goes on."""
@@ -97,15 +109,17 @@ class VmKeeper:
     # ---- orders
 
     def start(self) -> None:
-        self._begin(self._start)
+        self._begin(Vm.STARTING, self._start)
 
     def stop(self, how: HowToStop) -> None:
-        self._begin(self._turn_off if how is HowToStop.KILL else self._stop)
+        self._begin(Vm.STOPPING, self._turn_off if how is HowToStop.KILL else self._stop)
 
-    def _begin(self, work: Callable[[], None]) -> None:
+    def _begin(self, ordered: Vm, work: Callable[[], None]) -> None:
+        with self._lock:
+            self._orders += 1
+            self._ordered = ordered
+
         def run() -> None:
-            with self._lock:
-                self._orders += 1
             try:
                 work()
             finally:

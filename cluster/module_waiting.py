@@ -154,9 +154,9 @@ def _with_peer(draft: Draft, peer: PeerView) -> None:
 
 def _propose(draft: Draft, peer: PeerView) -> None:
     """Start the mirror in the role that the table proposes; the mirrors decide at their hello."""
+    _clear_outdated(draft)
     module = draft.module
     met = rules.meeting(module, peer)
-    _clear_outdated(draft, met.rule)
     if met.rule is Rule.SPLIT_BRAIN:
         _end_split_brain(draft, peer)
         met = rules.meeting(draft.module, peer)
@@ -212,7 +212,7 @@ def answer_yielding(draft: Draft, decided: Decision | None) -> None:
         draft.change(keeps=keeps)
 
 
-def _clear_outdated(draft: Draft, rule: Rule) -> None:
+def _clear_outdated(draft: Draft) -> None:
     """Outdated towards a peer of the same generation that is outdated or inconsistent as well: it was nobody's [R4]."""
     own, peer = draft.module.record, draft.module.peer
     if own is None or not own.outdated or peer is None or peer.record is None or draft.module.mirror is not None:

@@ -83,6 +83,7 @@ class Source:
         self.fail_write: Callable[[Slot, int], None]
         self.on_disk_failure: Callable[[str], None]
         self.reintegration: Any = None
+        self.reintegrated: dict[str, Any] | None = None  # how the last one was, in the end
         self.verification: Any = None
         self._local: list[tuple[Node, memoryview, int, Slot]] = []
         self._after_sending: list[Callable[[], None]] = []
@@ -437,6 +438,7 @@ class Source:
 
     def end_reintegration(self) -> None:
         """Both copies are equal from here on in the stream."""
+        self.reintegrated = self.reintegration.progress()
         self.reintegration = None
         self.mode = PRIM
 

@@ -88,6 +88,7 @@ class SourceControl:
             "nodes": len(self._tap.nodes.by_number),
             "fuse_connection": self._mount.connection,
             "reintegration": reintegration.progress() if reintegration is not None else None,
+            "reintegrated": source.reintegrated,
             "verify": self._verdicts.verification.progress() if self._verdicts.verification is not None else None,
             "handover": self._verdicts.handover.stage if self._verdicts.handover is not None else None,
         }

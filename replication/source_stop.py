@@ -111,7 +111,9 @@ class CleanStop:
         self.ended = True
         linux_io.syncfs(self._copy.root_fd)
         self._session.close()
-        fuse_io.unmount(self._mount.directory)
+        ours = fuse_io.mount_at(self._mount.directory)
+        if ours is not None and ours.connection == self._mount.connection:
+            fuse_io.unmount(self._mount.directory)  # and nothing that was mounted there before
         self._mount.abort()  # or who still has a file open would wait for ever: the keeper holds the connection
         self._tap.close(unmounted=True)
         os.close(self._mount.fuse_fd)

@@ -26,6 +26,8 @@ FALLOCATE_MODES = (
 
 BODY = abi.HEADER_SIZE
 
+NOT_AT_ONCE = frozenset({errno.EAGAIN, errno.EOPNOTSUPP})  # not in the page cache; a file system that cannot tell
+
 
 class Files:
     """A public method serves the request of its name."""
@@ -112,7 +114,9 @@ class Files:
         data = slot.memory[BODY : BODY + size]
         try:
             got = os.preadv(node.data_fd, (data,), offset, os.RWF_NOWAIT)
-        except BlockingIOError:
+        except OSError as error:
+            if error.errno not in NOT_AT_ONCE:
+                raise
             got = -1
         if got < size and not (got >= 0 and offset + got >= os.fstat(node.data_fd).st_size):
             node.cold = COLD_READS  # to find out that it is not in the page cache has cost as much as a read

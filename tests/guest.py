@@ -9,10 +9,8 @@ it off, unless `button=ignored` is on the kernel's command line. With the guest 
 from __future__ import annotations
 
 import fcntl
-import gzip
 import os
 import re
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -21,53 +19,42 @@ from pathlib import Path
 
 import pytest
 
+from hotpair.demo_guest_io import (
+    BUSYBOX,
+    BUTTON,
+    BUTTON_MODULES,
+    DISK_MODULES,
+    QEMU,
+    SECTOR_BYTES,
+    START,
+    Entry,
+    find_kernel,
+    make_initrd,
+)
+
 KERNEL_PACKAGE = "linux-image-cloud-amd64"
-BUSYBOX = "/bin/busybox"
 AGENT = "/usr/sbin/qemu-ga"
-# In the order in which they need each other.
-MODULES = [
-    "virtio/virtio_ring",
-    "virtio/virtio",
-    "virtio/virtio_pci_modern_dev",
-    "virtio/virtio_pci_legacy_dev",
-    "virtio/virtio_pci",
-    "block/virtio_blk",
-    "char/virtio_console",
-    "acpi/button",
-    "input/evdev",
-]
-SECTOR_BYTES = 512
+MODULES = (*DISK_MODULES, "char/virtio_console", *BUTTON_MODULES)
 APPEND = "console=ttyS0 quiet panic=-1"
 
-INIT = """#!/bin/busybox sh
-/bin/busybox --install -s /bin
-mount -t devtmpfs dev /dev
-mount -t proc proc /proc
-mount -t sysfs sys /sys
-for module in {modules}; do insmod /modules/$module.ko; done
+SIGNS = """
 boot=$(cat /proc/sys/kernel/random/uuid)
-count() {{
+count() {
   n=0
   while true; do
     n=$((n + 1))
     printf '%-512s' "$boot $n" | dd of=/dev/vda bs=512 count=1 conv=notrunc,fsync 2>/dev/null
     usleep 200000
   done
-}}
+}
 [ -e /dev/vda ] && count &
 for port in /sys/class/virtio-ports/*; do
-  [ "$(cat $port/name 2>/dev/null)" = org.qemu.guest_agent.0 ] && agent=/dev/${{port##*/}}
+  [ "$(cat $port/name 2>/dev/null)" = org.qemu.guest_agent.0 ] && agent=/dev/${port##*/}
 done
 grep -q agent=none /proc/cmdline && agent=
 [ -n "$agent" ] && mkdir -p /run /var/run && /sbin/qemu-ga -m virtio-serial -p $agent -t /run -f /run/ga.pid &
 echo guest ready
 if grep -q button=ignored /proc/cmdline; then while true; do sleep 1000; done; fi
-for event in /sys/class/input/event*; do
-  [ "$(cat $event/device/name)" = "Power Button" ] && button=/dev/input/${{event##*/}}
-done
-dd if=$button of=/dev/null bs=24 count=1 2>/dev/null
-echo button pressed
-poweroff -f
 """
 
 
@@ -111,7 +98,7 @@ def _is_beyond(sign: Sign, other: Sign, more: int) -> bool:
 
 def build(cache: Path) -> Guest:
     """Make the guest below `cache`, once for all processes that ask. Skips the test when it cannot be made."""
-    for needed in (BUSYBOX, AGENT, "/usr/bin/qemu-system-x86_64"):
+    for needed in (BUSYBOX, AGENT, QEMU):
         if not os.path.exists(needed):
             pytest.skip(f"{needed} is missing: make packages")
     cache.mkdir(parents=True, exist_ok=True)
@@ -119,15 +106,24 @@ def build(cache: Path) -> Guest:
     with open(cache / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (guest.kernel.exists() and guest.initrd.exists()):
-            tree = _unpacked_kernel(cache)
-            guest.initrd.write_bytes(gzip.compress(b"".join(_archive(_content(tree))), 1))
-            (kernel,) = (tree / "boot").glob("vmlinuz-*")
-            kernel.rename(guest.kernel)
-            shutil.rmtree(tree)
+            kernel = find_kernel(_unpacked_kernel(cache), MODULES)
+            guest.initrd.write_bytes(make_initrd(START + SIGNS + BUTTON, kernel, _agent()))
+            guest.kernel.write_bytes(kernel.image.read_bytes())
     return guest
 
 
+def kernel_tree(cache: Path) -> Path:
+    """Where boot/ and lib/modules/ of an unpacked kernel are. Skips the test when there can be none."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with open(cache / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _unpacked_kernel(cache)
+
+
 def _unpacked_kernel(cache: Path) -> Path:
+    tree = cache / "tree"
+    if tree.exists():
+        return tree
     package = _kernel_package()
     if package is None and os.geteuid() == 0:  # a new image of Debian has no lists of packages
         subprocess.run(["apt-get", "update", "-qq"], check=False)
@@ -138,9 +134,10 @@ def _unpacked_kernel(cache: Path) -> Path:
     if done.returncode:
         pytest.skip(f"{package} cannot be downloaded: {done.stderr.strip()[-300:]}")
     (archive,) = cache.glob(f"{package}_*.deb")
-    subprocess.run(["dpkg", "-x", archive, cache / "tree"], check=True)
+    subprocess.run(["dpkg", "-x", archive, cache / "part"], check=True)
     archive.unlink()
-    return cache / "tree"
+    (cache / "part").rename(tree)
+    return tree
 
 
 def _kernel_package() -> str | None:
@@ -149,16 +146,9 @@ def _kernel_package() -> str | None:
     return None if found is None else found[1]
 
 
-def _content(tree: Path) -> Iterator[tuple[str, int, bytes]]:
-    """Name, mode and content of what the guest starts with."""
-    for directory in ("bin", "sbin", "dev", "proc", "sys", "modules", "run", "var"):
-        yield directory, 0o40755, b""
-    yield "init", 0o100755, INIT.format(modules=" ".join(name.rpartition("/")[2] for name in MODULES)).encode()
-    yield "bin/busybox", 0o100755, Path(BUSYBOX).read_bytes()
-    (drivers,) = (tree / "lib" / "modules").glob("*/kernel/drivers")
-    for name in MODULES:
-        yield f"modules/{name.rpartition('/')[2]}.ko", 0o100644, (drivers / f"{name}.ko").read_bytes()
-    yield "sbin/qemu-ga", 0o100755, Path(AGENT).read_bytes()
+def _agent() -> Iterator[Entry]:
+    """The guest agent and the libraries that it needs."""
+    yield Entry("sbin/qemu-ga", 0o100755, Path(AGENT).read_bytes())
     libraries = subprocess.run(["ldd", AGENT], capture_output=True, text=True, check=True).stdout
     made: set[str] = set()
     for library in re.findall(r"(/\S+) \(0x", libraries):
@@ -167,13 +157,5 @@ def _content(tree: Path) -> Iterator[tuple[str, int, bytes]]:
             directory = "/".join(parts[:length])
             if directory not in made:
                 made.add(directory)
-                yield directory, 0o40755, b""
-        yield library.strip("/"), 0o100755, Path(library).read_bytes()
-
-
-def _archive(content: Iterator[tuple[str, int, bytes]]) -> Iterator[bytes]:
-    """The "newc" format: Documentation/driver-api/early-userspace/buffer-format.rst in Linux."""
-    for number, (name, mode, data) in enumerate([*content, ("TRAILER!!!", 0, b"")], 1):
-        header = [number, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0]
-        entry = b"070701" + b"".join(b"%08X" % field for field in header) + name.encode() + b"\0"
-        yield entry + b"\0" * (-len(entry) % 4) + data + b"\0" * (-len(data) % 4)
+                yield Entry(directory, 0o40755)
+        yield Entry(library.strip("/"), 0o100755, Path(library).read_bytes())

@@ -2,11 +2,13 @@
 
 import os
 import random
+import signal
+import subprocess
 
 import pytest
 
 from tests.faults import equal_after_stop, healthy, on_mount
-from tests.mirror_pair import MirrorPair
+from tests.mirror_pair import MirrorPair, mounts_below
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -83,3 +85,19 @@ def test_more_readers_than_requests_can_be_held() -> None:
         os.close(backing)
         healthy(pair)
         equal_after_stop(pair)
+
+
+def test_a_file_system_that_cannot_say_what_is_cached() -> None:
+    """tmpfs, for example, has no reads that do not wait."""
+    with MirrorPair() as pair:
+        for directory in (pair.source_dir, pair.target_dir):  # taken away with the pair
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", directory], check=True)
+        pair.start()
+        code = "open('file', 'wb').write(b'x' * 5000); print(open('file', 'rb').read() == b'x' * 5000)"
+        assert on_mount(pair, code).split() == ["True"]
+        healthy(pair)
+        assert pair.source is not None
+        pair.source.signal(signal.SIGTERM)
+        assert pair.source.wait_end(30.0) == 0
+        mounted = [kind for point, kind, _ in mounts_below(pair.source_dir) if point == pair.source_dir]
+        assert mounted == ["tmpfs"], "what was mounted there before is not the mirror's to take away"

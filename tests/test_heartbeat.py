@@ -170,3 +170,20 @@ def test_a_server_that_was_suspended_doubts_before_it_believes_anything_old() ->
         assert b.heard == [Doubted(), PeerHeard(replace(TOLD, boot="boot of a"))]
 
     pair(story, clock=lambda: boot_time() + jump)
+
+
+def test_who_listens_anew_is_told_what_is_known() -> None:
+    """A view that does not change, and a peer that stays lost, are said once: a new listener has not heard them."""
+
+    async def story(a: Side, b: Side) -> None:
+        await a.until(PeerHeard(TOLD))
+        a.heard.clear()
+        a.heartbeat.again()
+        await a.until(PeerHeard(TOLD))
+        await b.stop()
+        await a.until(PeerLost())
+        a.heard.clear()
+        a.heartbeat.again()
+        assert a.heard == [PeerLost()]
+
+    pair(story)

@@ -61,6 +61,24 @@ def test_the_same_seed_is_the_same_life(kind: Kind) -> None:
         assert results[0] == results[1] == life(kind, seed)
 
 
+@pytest.mark.parametrize(
+    ("kind", "seed", "faults"),
+    [
+        # acknowledged and never flushed: gone with SECOND's power, and with PRIM's disk a moment later
+        (Kind.NONE, 12551, (0, 2)),
+        (Kind.NONE, 10740, (0, 2, 3)),
+        # the disk of PRIM fails, and its mirror dies before the VM is off, which has no disk then
+        (Kind.WITNESS, 16903, (0, 1, 2, 3)),
+        # an outdated copy beside one that is inconsistent is none: it goes on in the same step
+        (Kind.MANUAL, 774, (0, 1, 2, 3)),
+    ],
+)
+def test_what_was_found_once_is_well(kind: Kind, seed: int, faults: tuple[int, ...]) -> None:
+    result = simulate(plan(seed, kind).only(faults))
+    assert not result.wrong
+    assert len(result.faults) >= len(faults)
+
+
 def test_seeds_differ() -> None:
     assert len({plan(seed, Kind.WITNESS).faults for seed in range(50)}) == 50
 

@@ -75,11 +75,11 @@ def never_on_a_bad_copy(world: World, kind: Kind) -> str | None:
     """3: a VM never runs on an inconsistent or outdated copy."""
     for s in (0, 1):
         server = world.servers[s]
-        if server.mirror is not None and server.mirror.mode is MirrorMode.FAILED:
+        if server.mirror is None or server.mirror.mode is MirrorMode.FAILED:
             continue  # nothing is answered any more; the copy of a failed disk is inconsistent before the VM is off
         if server.vm and server.record is not None and (server.record.inconsistent or server.record.outdated):
             return f"{NAMES[s]} runs on a copy that is {'inconsistent' if server.record.inconsistent else 'outdated'}"
-        if server.vm and _source(server) is None and server.mirror is not None:
+        if server.vm and _source(server) is None:
             return f"{NAMES[s]} runs its VM on a target's copy"
     return None
 

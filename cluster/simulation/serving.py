@@ -63,7 +63,7 @@ def _disk_fails(life: Life, s: int) -> None:
         life.world = mirrors.die(life.world, s)
     elif mirror.mode in (MirrorMode.PAIRED, MirrorMode.FROZEN):
         failed = replace(record, inconsistent=True, in_sync=False)
-        life.world = change(mirrors.fail_tap(life.world, s), s, record=failed)
+        life.world = life.watch.disk_failed(change(mirrors.fail_tap(life.world, s), s, record=failed), s)
 
 
 def flush_both(life: Life, s: int) -> None:

@@ -177,6 +177,11 @@ class Watch:
             self.fragile[s] = 0
         return world._replace(acked=world.acked & ~(gone & ~self.flushed))
 
+    def disk_failed(self, world: World, s: int) -> World:
+        """A second failure: what the other had lost with its power, and nobody had flushed, only s still had."""
+        gone, self.fragile[1 - s] = self.fragile[1 - s], 0
+        return world._replace(acked=world.acked & ~(gone & ~self.flushed))
+
     def _excuse(self, before: World, world: World) -> World:
         """Back after a power cut, and granted while the peer was silent: a second failure. The promise is for one.
 
