@@ -54,6 +54,7 @@ AGAIN_S = 5.0  # after something of the module's own state could not be read or 
 MOMENT_S = 0.3  # for a mirror's report, before a pulse is believed without it
 RUNS = (State.ALONE, State.PRIM)
 OPENED_AT_A_TIME = 4  # modules; each has three processes that start, and more would only wait for each other
+MOST_EARLY = 200  # reports; helpers say each level again only when it has changed
 QUESTIONS = 8  # put to the arbiter at the same time; each blocks a thread for its time limit at most
 
 
@@ -137,6 +138,7 @@ class _Open:
         self.checks: ModuleChecks | None = None
         self.checks_timer: asyncio.TimerHandle | None = None
         self.timers: dict[Timer, asyncio.TimerHandle] = {}
+        self.early: list[Report] = []  # what was reported while its helpers are asked what runs: it is newer than that
         self.of_peer: deque[Event] | None = None  # what the pulses said while the mirror is asked; None: it is not
         self.problem = ""
 
@@ -253,6 +255,7 @@ class Supervisor:
         except (RecordDamaged, RecordVersion, RecordNotStored, WishesUnusable, LoopCounterUnusable, NotStored) as error:
             self._is_broken(module, str(error))
             return
+        module.early.clear()
         try:
             found = await group.find()
         except NotOpened as error:
@@ -288,6 +291,9 @@ class Supervisor:
         )
         self._take(module, started)
         group.peer.say(runner.told)
+        early, module.early = module.early, []
+        for report in early:
+            self._take(module, report)
 
     def _after_boot(self, module: _Open, wishes: Wishes) -> Wishes:
         """Where the host was booted since, the module's `boot` says whether it is to run."""
@@ -339,7 +345,9 @@ class Supervisor:
             return
         runner, checks = module.runner, module.checks
         if runner is None or checks is None:
-            return  # what was reported is looked at again when there is one
+            module.early.append(event)
+            del module.early[:-MOST_EARLY]
+            return
         if isinstance(event, PeerHeard | PeerLost | Doubted):
             if module.of_peer is not None:
                 module.of_peer.append(event)
@@ -360,12 +368,12 @@ class Supervisor:
                 await asyncio.sleep(0)  # what it has posted is taken first
         except TimeoutError:
             log.warning("%s: the mirror does not say how it is, and the pulse is believed", module.configured.name)
-        waiting, module.of_peer = module.of_peer, None
-        first = waiting.popleft()
-        if module.runner is not None and module.checks is not None:
-            self._give(module, module.runner, module.checks, first)
-        for event in waiting:
-            self._take(module, event)
+        finally:  # whatever went wrong: what the pulses say is never held back for good
+            waiting, module.of_peer = module.of_peer, None
+            if module.runner is not None and module.checks is not None:
+                self._give(module, module.runner, module.checks, waiting.popleft())
+            for event in waiting:
+                self._take(module, event)
 
     def _give(
         self,

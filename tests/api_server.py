@@ -69,6 +69,7 @@ class Begin:
     vm: Vm = Vm.OFF
     peer: PeerView | None = None
     checkers: str = ""  # tables of the module's configuration
+    meanwhile: Record | None = None  # what the mirror stores and reports before its helper's answer is there
 
 
 def stopped() -> Begin:
@@ -123,7 +124,12 @@ class Group:
     async def find(self) -> Found:
         if self._begin.peer is not None:
             self.hear(PeerHeard(self._begin.peer))
-        return Found(self.mirror, self.vm.now, None)
+        found = Found(self.mirror, self.vm.now, None)
+        if self._begin.meanwhile is not None:
+            record_io.store(self._record, self._begin.meanwhile)
+            self.report()
+            await asyncio.sleep(0)
+        return found
 
     async def status(self) -> Mapping[str, Any]:
         if self.hangs:

@@ -92,6 +92,20 @@ def test_a_mirror_that_does_not_answer_holds_up_no_pulse(tmp_path: Path, monkeyp
         server.close()
 
 
+def test_what_is_reported_while_it_is_opened_is_not_lost(tmp_path: Path) -> None:
+    """The helpers' answer is older: an agreement may have come in between."""
+    begin = prim()
+    assert begin.record is not None
+    newer = replace(begin.record, epoch=begin.record.epoch + 1)
+    server = serve(tmp_path, web=replace(begin, meanwhile=newer))
+    try:
+        server.call(lambda: None)
+        module = server.supervisor.known("web")
+        assert module is not None and module.record == newer
+    finally:
+        server.close()
+
+
 def leaves(group: Group) -> Callable[[], None]:
     """A target's mirror that has left the stream when it is told to."""
 
