@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,22 +37,17 @@ class Service(Server):
     """`hotpair run` where `shared` is this server's own directory."""
 
     def __init__(self, name: str, folder: Path, ray_port: int, api_port: int, shared: Path) -> None:
-        super().__init__(name, folder, ray_port)
-        self.own = folder / f"vm-of-{name}"
-        self.own.mkdir()
-        self._shared = shared
+        own = folder / f"vm-of-{name}"
+        own.mkdir()
+        bind = f'mount --bind "{own}" "{shared}" && exec "$0" "$@"'
+        inside = ["unshare", "--mount", "--propagation", "private", "sh", "-c", bind]
+        super().__init__(name, folder, ray_port, inside)
+        self.own = own
         self._api_port = api_port
 
     def start(self) -> None:
-        hotpair = [sys.executable, "-P", "-c", "from hotpair.command_line import main; raise SystemExit(main())"]
-        given = ["--server", self.name, "--ray-port", str(self._ray_port), "--api-port", str(self._api_port)]
-        alone = ["unshare", "--mount", "--propagation", "private", "sh", "-c"]
-        bind = f'mount --bind "{self.own}" "{self._shared}" && exec "$0" "$@"'
-        with open(self._log, "ab") as log:
-            self._service = subprocess.Popen(
-                [*alone, bind, *hotpair, "run", "--home", str(self.folder), *given],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd="/", start_new_session=True,
-            )  # fmt: skip
+        given = ["--home", str(self.folder), "--server", self.name, "--ray-port", str(self._ray_port)]
+        self._service.start("run", *given, "--api-port", str(self._api_port))
 
     def answers(self) -> bool:
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import itertools
 import json
 import os
 import socket
@@ -520,7 +521,8 @@ def test_an_answer_that_is_lost_is_asked_about_and_taken_back(
 
     monkeypatch.setattr(PeerChannel, "ask", ask)
     assert added(pair) == 2
-    assert heard == ["standing", "free-port", "prepare", "commit", "undo"]
+    asked = [word for word, _ in itertools.groupby(heard)]  # a port that is taken here or there is not the one
+    assert asked == ["standing", "free-port", "prepare", "commit", "undo"]
     assert "beta has not answered" in one_line(capsys)
     assert [pair[name].modules() for name in ADDRESSES] == [{}, {}]
     lost |= {"undo"}
