@@ -1,4 +1,4 @@
-"""Which tests begin first: those that take long, one on each worker, so that none of them is what all others wait for."""
+"""Which tests begin first: those that take long, so that none of them is what all others wait for."""
 
 from __future__ import annotations
 
