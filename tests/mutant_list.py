@@ -1310,7 +1310,7 @@ DIRTY_LOG = (
     mutant(
         "record is not flushed",
         "The durable record takes its name before its content is on disk.",
-        ("cluster/record_io.py", '            files.fsync("record.new.flush", fd)\n', ""),
+        ("cluster/record_io.py", '        files.fsync(f"{what}.new.flush", fd)\n', ""),
         tests=("tests/test_crash_states.py::test_nothing_is_lost_whenever_the_power_fails",),
     ),
 )
