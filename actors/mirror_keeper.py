@@ -98,7 +98,7 @@ class MirrorKeeper:
         self._watching: ControlClient | None = None
         self._least = 0  # reports with a lower number are older than the last verdict
         self._told = 0
-        self._starting = self._end_at_once = False
+        self._end_at_once = False
         self._settled = threading.Condition(self._lock)
         self._coming = False  # it is being started, and nothing was heard of it yet
         self._last: MirrorReported | None = None
@@ -156,7 +156,7 @@ class MirrorKeeper:
         with self._lock:
             coming, there, last = self._coming, self._watching is not None, self._last
             if not coming and not there:
-                self._starting, self._end_at_once, self._coming = True, False, True
+                self._end_at_once, self._coming = False, True
         if coming:
             return
         if there and last is not None:
@@ -226,7 +226,7 @@ class MirrorKeeper:
             self._tell(refusal.report)
         except MirrorError as error:
             with self._lock:
-                self._end_at_once = self._starting and command == "shutdown"  # it is not up yet
+                self._end_at_once = self._coming and command == "shutdown"  # it is not up yet
             log.info("%s: %s: %s", self._facts.module, command, error)
 
     def _tell(self, fields: Mapping[str, Any]) -> None:
@@ -276,7 +276,6 @@ class MirrorKeeper:
             self._report_gone(began)
             return
         with self._lock:
-            self._starting = False
             if self._closed:
                 client.close()
                 return
@@ -319,8 +318,6 @@ class MirrorKeeper:
 
     def _report_gone(self, began: float) -> None:
         self._died = 0 if time.monotonic() - began > LIVED_S else self._died + 1
-        with self._lock:
-            self._starting = False
         with self._talking:
             self._say(self._gone())
 

@@ -76,9 +76,7 @@ def _answers(address: Address, port: int | None, timeout_s: float, yes: str) -> 
     deadline = Deadline.after(timeout_s)
     try:
         targets = [Target(where[0], port) for _, where in resolve(address, deadline)]
-    except NotResolved as error:
-        return unknown(str(error))
-    except ValueError as error:
+    except (NotResolved, ValueError) as error:
         return unknown(str(error))
     answered, reasons = first_to_answer(list(dict.fromkeys(targets)), deadline)
     if answered is not None:

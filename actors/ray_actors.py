@@ -104,7 +104,6 @@ class HeartbeatActor:
 
     async def __init__(self, facts: GroupFacts) -> None:  # type: ignore[misc]  # Ray waits for it, in the event loop
         self._held = Incarnation(facts.state, HEARTBEAT)
-        self._said: dict[str, int] = {}
         post = _Post(Origin(facts.module, HEARTBEAT, self._held.number))
         self._heartbeat = Heartbeat(facts.heartbeat, post)
         self._task = asyncio.get_running_loop().create_task(self._heartbeat.run())

@@ -79,6 +79,12 @@ class ConfigurationError(Exception):
         super().__init__("\n".join(map(str, problems)))
         self.problems = tuple(problems)
 
+    @property
+    def brief(self) -> str:
+        """The first problem, and how many there are besides."""
+        more = len(self.problems) - 1
+        return str(self.problems[0]) + (f" (and {more} more)" if more else "")
+
 
 @dataclass
 class Report:

@@ -56,8 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     except (ApiError, CommandFailed) as error:
         return _say(str(error), failed)
     except ConfigurationError as error:
-        more = len(error.problems) - 1
-        return _say(str(error.problems[0]) + (f" (and {more} more)" if more else ""), failed)
+        return _say(error.brief, failed)
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
     except BrokenPipeError:

@@ -133,9 +133,4 @@ def say_changes(app: FastAPI) -> None:
     said(ChangeFailed, lambda error: REFUSED)
     said(PeerUnreachable, lambda error: 503)
     said(BadKey, lambda error: 503)
-    said(ConfigurationError, lambda error: BAD, _first)
-
-
-def _first(error: ConfigurationError) -> str:
-    more = len(error.problems) - 1
-    return str(error.problems[0]) + (f" (and {more} more)" if more else "")
+    said(ConfigurationError, lambda error: BAD, lambda error: error.brief)

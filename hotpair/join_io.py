@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import ssl
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,7 +22,7 @@ from hotpair.cluster.connection_io import parse_address
 from hotpair.home_files_io import SERVICE_FILE, NotMade, make_home, refuse_existing
 from hotpair.invitations import Token
 from hotpair.pair_change import Found
-from hotpair.pair_channel_io import PAIR, end, exchange, said_by, text_of
+from hotpair.pair_channel_io import PAIR, ended_after, exchange, said_by, text_of
 from hotpair.pair_facts_io import found_at, real
 from hotpair.pair_files_io import Undo, mark_overwrite
 from hotpair.pair_home_io import AUTHORITY, AUTHORITY_KEY, CERTIFICATE, CERTIFICATE_KEY, PAIR_KEY, service_text
@@ -87,27 +86,22 @@ def _ask(where: str, token: Token, question: Mapping[str, str]) -> bytes:
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # its fingerprint is compared
     connection = http.client.HTTPSConnection(address.host, address.port, timeout=JOIN_S, context=context)
-    timer = threading.Timer(JOIN_S, end, [connection])
-    timer.daemon = True
-    timer.start()
     try:
-        connection.connect()
-        shown = _fingerprint(connection.sock)
-        if not hmac.compare_digest(shown, token.fingerprint):
-            raise NotMade(
-                f"the server at {address.host} port {address.port} is not the one that the token is from: is the "
-                "address right? If it is, somebody is in between"
-            )
-        headers = {"Content-Type": "application/json"}
-        status, _, said = exchange(connection, "POST", f"{PAIR}/join", json.dumps(question).encode(), headers)
+        with ended_after(connection, JOIN_S):
+            connection.connect()
+            shown = _fingerprint(connection.sock)
+            if not hmac.compare_digest(shown, token.fingerprint):
+                raise NotMade(
+                    f"the server at {address.host} port {address.port} is not the one that the token is from: is the "
+                    "address right? If it is, somebody is in between"
+                )
+            headers = {"Content-Type": "application/json"}
+            status, _, said = exchange(connection, "POST", f"{PAIR}/join", json.dumps(question).encode(), headers)
     except (OSError, http.client.HTTPException) as error:
         raise NotMade(
             f"nothing that speaks TLS answers at {address.host} port {address.port} ({said_by(error)}): start hotpair "
             "run on the other server, and open the port there (hotpair firewall)"
         ) from error
-    finally:
-        timer.cancel()
-        connection.close()
     if status != 200:
         raise NotMade(text_of(said, "error") or f"the other server refuses ({status}), without a reason")
     return said

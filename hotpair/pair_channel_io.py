@@ -100,13 +100,11 @@ class PeerChannel:
             if tls is None
             else http.client.HTTPSConnection(address, self._port, timeout=limit_s, context=tls)
         )
-        timer = threading.Timer(limit_s, end, [connection])
-        timer.daemon = True
-        timer.start()
         try:
-            connection.connect()
-            self._check_name(connection.sock)
-            yield connection
+            with ended_after(connection, limit_s):
+                connection.connect()
+                self._check_name(connection.sock)
+                yield connection
         except ssl.SSLError as error:
             raise PeerNotAsked(
                 f"the certificate at {self._where} is not the peer's: {error.reason or error}. Both servers' "
@@ -117,9 +115,6 @@ class PeerChannel:
                 f"{self._peer.name} does not answer at {self._where} ({said_by(error)}): start hotpair run there, and "
                 "open the port (hotpair firewall)"
             ) from error
-        finally:
-            timer.cancel()
-            connection.close()
 
     def _tls(self) -> ssl.SSLContext | None:
         tls = self._cluster.security.tls
@@ -177,7 +172,20 @@ def text_of(said: bytes, key: str) -> str | None:
     return value[:1000] if isinstance(value, str) else None
 
 
-def end(connection: http.client.HTTPConnection) -> None:
+@contextlib.contextmanager
+def ended_after(connection: http.client.HTTPConnection, limit_s: float) -> Iterator[None]:
+    """Whatever the other end does; it is closed in any case."""
+    timer = threading.Timer(limit_s, _end, [connection])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        connection.close()
+
+
+def _end(connection: http.client.HTTPConnection) -> None:
     sock = connection.sock
     if sock is not None:
         with contextlib.suppress(OSError):  # it has ended by itself

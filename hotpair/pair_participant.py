@@ -22,6 +22,7 @@ from hotpair.cluster.configuration import Module, digest, parse_module
 from hotpair.cluster.module_events import Command
 from hotpair.hyperv import drivers_io
 from hotpair.hyperv.errors import DriverError
+from hotpair.in_thread import in_thread
 from hotpair.pair_change import (
     LONGEST_MODULE_TEXT,
     Change,
@@ -264,12 +265,9 @@ class Here:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Raises ChangeRefused after LOOK_S; the work goes on."""
-        done = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
-            async with asyncio.timeout(LOOK_S):
-                return await asyncio.shield(done)
+            return await in_thread(self._threads, work, LOOK_S)
         except TimeoutError:
-            done.add_done_callback(lambda future: future.cancelled() or future.exception())
             text = f"on {self._server}: a disk or a driver has not answered within {LOOK_S:g} s"
             raise ChangeRefused(text, is_state=True) from None
 

@@ -16,6 +16,7 @@ from hotpair.actors.supervisor import Standing, Supervisor
 from hotpair.api_values import Module
 from hotpair.cluster.record import Record
 from hotpair.event_hub import Entry, Hub
+from hotpair.in_thread import in_thread
 from hotpair.refreshed import Refreshed
 from hotpair.replication.control_client import ControlClient
 from hotpair.service_history import History, seen
@@ -149,12 +150,9 @@ class Served:
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Raises TooSlow after WAIT_S; the work goes on."""
-        done = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
-            async with asyncio.timeout(WAIT_S):
-                return await asyncio.shield(done)
+            return await in_thread(self._threads, work, WAIT_S)
         except TimeoutError:
-            done.add_done_callback(lambda future: future.cancelled() or future.exception())  # seen, so not logged
             raise TooSlow from None
 
     async def tokens(self) -> tuple[Token, ...]:
