@@ -6,9 +6,11 @@ The runtime is a child: `ray start --block` ends when any part of it has, and ta
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -16,12 +18,17 @@ from collections.abc import Callable
 
 import psutil
 
+from hotpair.actors.fork_server_io import RAYLET
 from hotpair.actors.ray_profile import Ports, environment, start_arguments
+from hotpair.actors.ray_worker import FORK_SERVER
 
 START_S = 90.0  # until it says that it is up, on a machine that has just booted
 STOP_S = 15.0  # until all its processes have gone
 STARTED = "Ray runtime started."
 LINES = 60  # of its output are kept, for the reason of its end
+FIRST_JOB = "01000000"  # Ray counts the programs that connect to a runtime: the one that makes the supervisor
+WAITING = 128  # workers that have asked the fork server and are not made yet
+WORKERS_IMPORT = ("ray._private.workers.default_worker", "hotpair.actors.ray_actors", "hotpair.service")
 
 
 class RuntimeFailed(Exception):
@@ -46,9 +53,12 @@ class Runtime:
         for path in (folder, state):
             os.makedirs(path, mode=0o700, exist_ok=True)
         self.address = f"127.0.0.1:{ports.gcs}"
-        self.environment = {entry.name: entry.value for entry in environment(token(os.path.join(state, "token")))}
+        self._fork_path = os.path.join(folder, "fork")
+        entries = environment(token(os.path.join(state, "token")))
+        self.environment = {entry.name: entry.value for entry in entries} | {FORK_SERVER: self._fork_path}
         self._arguments = start_arguments(ports, folder, processors)
         self._process: subprocess.Popen[str] | None = None
+        self._fork_server: subprocess.Popen[bytes] | None = None
         self._started = threading.Event()  # or it never will be
         self._said: list[str] = []
         self._up = False
@@ -56,7 +66,7 @@ class Runtime:
     def start(self, ended: Callable[[], None]) -> None:
         """`ended` is called once, from a thread, when the runtime is gone. Raises RuntimeFailed."""
         process = self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "ray.scripts.scripts", *self._arguments],
+            [sys.executable, "-P", "-m", "hotpair.actors.ray_start", *self._arguments],
             cwd="/",
             env=os.environ | self.environment,
             stdin=subprocess.DEVNULL,
@@ -72,6 +82,26 @@ class Runtime:
         if not self._up:
             self.stop()
             raise RuntimeFailed("Ray does not start. It said:\n" + "".join(self._said[-LINES:]))
+        self._start_fork_server(process)
+
+    def _start_fork_server(self, runtime: subprocess.Popen[str]) -> None:
+        """Listening when this returns; who asks waits until it has imported everything."""
+        raylets = [one.pid for one in psutil.Process(runtime.pid).children() if one.name() == "raylet"]
+        if not raylets:
+            return  # it has ended since: so will the runtime
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._fork_path)  # of the runtime before
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(self._fork_path)
+            listening.listen(WAITING)
+            self._fork_server = subprocess.Popen(
+                [sys.executable, "-P", "-m", "hotpair.actors.fork_server_io", *WORKERS_IMPORT],
+                cwd="/",
+                env=os.environ | self.environment | {RAYLET: str(raylets[0]), "RAY_JOB_ID": FIRST_JOB},
+                stdin=listening.fileno(),
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -96,12 +126,11 @@ class Runtime:
     def processes(self) -> list[psutil.Process]:
         """All of it: the services and the actors' processes, but nothing that an actor has started in a session of
         its own."""
-        if self._process is None:
-            return []
-        try:
-            found = psutil.Process(self._process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
+        found: list[psutil.Process] = []
+        for process in (self._process, self._fork_server):
+            if process is not None:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found += psutil.Process(process.pid).children(recursive=True)
         return found
 
     def stop(self) -> None:
@@ -112,6 +141,9 @@ class Runtime:
         everything = self.processes()
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
+        if self._fork_server is not None:
+            self._fork_server.kill()
+            self._fork_server.wait()
         _, left = psutil.wait_procs(everything, STOP_S)
         for one in left:
             one.kill()

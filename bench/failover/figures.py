@@ -136,7 +136,7 @@ KINDS = (
     "other",
 )
 APPLICATION = "application.py"
-_RAY = ("gcs_server", "raylet", "ray/", "ray.scripts", "default_worker", "dashboard", "runtime_env")
+_RAY = ("gcs_server", "raylet", "ray/", "ray_start", "fork_server", "default_worker", "dashboard", "runtime_env")
 _ROLES = ("source", "target")
 
 
