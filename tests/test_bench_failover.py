@@ -92,14 +92,18 @@ def test_a_process_is_known_by_its_command_line(line: str, kind: str) -> None:
     assert kind in figures.KINDS
 
 
-def test_metrics_are_added_up_over_their_labels() -> None:
+def test_the_samples_of_a_metric_are_found_by_their_labels() -> None:
     text = (
         "# HELP hotpair_pulses_lost_total x\n# TYPE hotpair_pulses_lost_total counter\n"
         'hotpair_pulses_lost_total{module="a",network="lan"} 2.0\n'
         'hotpair_pulses_lost_total{module="b",network="lan"} 3.0\n'
         "hotpair_modules 2.0\n"
     )
-    assert figures.sums_of(text) == {"hotpair_pulses_lost_total": 5.0, "hotpair_modules": 2.0}
+    assert figures.samples_of(text, "hotpair_pulses_lost_total") == {
+        '{module="a",network="lan"}': 2.0,
+        '{module="b",network="lan"}': 3.0,
+    }
+    assert figures.samples_of(text, "hotpair_modules") == {"": 2.0}
 
 
 def test_a_target_is_reached_when_the_slowest_run_is_within_it() -> None:

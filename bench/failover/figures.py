@@ -192,17 +192,13 @@ class Idle:
         )
 
 
-_SAMPLE = re.compile(r"^(\w+)(?:\{[^}]*\})? (\S+)$")
+_SAMPLE = re.compile(r"^(\w+)(\{[^}]*\})? (\S+)$")
 
 
-def sums_of(metrics: str) -> dict[str, float]:
-    """Of Prometheus's text: each metric's samples added up."""
-    found: dict[str, float] = {}
-    for line in metrics.splitlines():
-        sample = _SAMPLE.match(line)
-        if sample is not None:
-            found[sample[1]] = found.get(sample[1], 0.0) + float(sample[2])
-    return found
+def samples_of(metrics: str, name: str) -> dict[str, float]:
+    """Of Prometheus's text: one metric's samples by their labels."""
+    samples = (_SAMPLE.match(line) for line in metrics.splitlines())
+    return {found[2] or "": float(found[3]) for found in samples if found is not None and found[1] == name}
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from bench.failover.figures import Idle, Results, Use, kind_of, sums_of
+from bench.failover.figures import Idle, Results, Use, kind_of, samples_of
 from bench.failover.measures import Plan, running
 from bench.failover.pair import NO_ARBITER, Pair
 from bench.measure import machine_busy_s, memory, processor_s
@@ -83,20 +83,21 @@ def _kind(process: psutil.Process) -> str:
 
 
 def _pulses(pair: Pair) -> dict[str, float]:
-    """Of both servers, once both have said it of every module."""
+    """Of both servers, all modules together: as it was after the first question. An answer may say how it was at the
+    question before, so all is asked until each module has sent more than the first answer says.
+    """
+    first: dict[tuple[str, str], float] = {}
     end = time.monotonic() + ANSWER_S
     while time.monotonic() < end:
-        found = [_asked(pair, name) for name in ADDRESSES]
-        if all(one is not None for one in found):
-            return {key: sum(one[key] for one in found if one is not None) for key in ("sent", "lost")}
+        lost, sent = 0.0, dict[tuple[str, str], float]()
+        for name in ADDRESSES:
+            with pair.client(name) as client:
+                text = client.metrics()
+            lost += sum(samples_of(text, "hotpair_pulses_lost_total").values())
+            for labels, count in samples_of(text, "hotpair_pulses_sent_total").items():
+                sent[name, labels] = count
+                first.setdefault((name, labels), count)
+        if len(sent) >= len(pair.modules) * len(ADDRESSES) and all(sent[key] > first[key] for key in sent):
+            return {"sent": sum(sent.values()), "lost": lost}
         time.sleep(0.5)
     raise BenchError(f"not every module's pulses are in the metrics. {pair.last_words()}")
-
-
-def _asked(pair: Pair, name: str) -> dict[str, float] | None:
-    with pair.client(name) as client:
-        text = client.metrics()
-    if sum(line.startswith("hotpair_pulses_sent_total{") for line in text.splitlines()) < len(pair.modules):
-        return None
-    sums = sums_of(text)
-    return {"sent": sums["hotpair_pulses_sent_total"], "lost": sums["hotpair_pulses_lost_total"]}
