@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -134,22 +133,14 @@ class Runtime:
         return found
 
     def stop(self) -> None:
-        """End it, with all its processes; who does not go is killed."""
-        process = self._process
-        if process is None:
-            return
+        """End all of it at once. Nothing in it has to be told: what counts is durable or will be said again, and what
+        has to go on is not among its processes. A worker that is just being made ends by itself without its raylet."""
+        roots = [one for one in (self._process, self._fork_server) if one is not None]
         everything = self.processes()
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-        if self._fork_server is not None:
-            self._fork_server.kill()
-            self._fork_server.wait()
-        _, left = psutil.wait_procs(everything, STOP_S)
-        for one in left:
-            one.kill()
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        self._process = None
+        for one in (*roots, *everything):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        for root in roots:
+            root.wait()
+        psutil.wait_procs(everything, STOP_S)
+        self._process = self._fork_server = None

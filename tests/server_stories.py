@@ -195,7 +195,7 @@ def ray_is_killed(pair: Pair) -> None:
         found[0].kill()
     _ended_and_back(pair, "a", "b")
     same_processes(pair, before)
-    for process in pair["a"].find("ray::", "gcs_server", "raylet", "ray_start"):
+    for process in pair["a"].find("ray::", "gcs_server", "raylet", "ray_start", "fork_server"):
         process.kill()
     _ended_and_back(pair, "a")
     same_processes(pair, before)
