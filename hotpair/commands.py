@@ -10,6 +10,7 @@ command imports itself what it needs alone.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     failed = NOT_KNOWN if list(arguments[:1]) == ["state"] else NOT_DONE
     try:
         code = _run(list(arguments))
+        sys.stdout.flush()  # here, where it is known what to do when nobody reads any more
     except Refused as error:
         return _say(str(error), REFUSED)
     except (ApiError, CommandFailed) as error:
@@ -37,8 +39,9 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read has gone; Python would say so at its end
-        return 0
+        with open(os.devnull, "wb") as nobody:  # whoever read has gone; Python would say so at its end
+            os.dup2(nobody.fileno(), sys.stdout.fileno())
+        return NOT_KNOWN if failed == NOT_KNOWN else 0  # 0 would be STOP
     return code if isinstance(code, int) else 0
 
 

@@ -230,6 +230,20 @@ def test_what_is_followed_goes_on_until_the_service_ends(server: ApiServer, word
             process.kill()
 
 
+@pytest.mark.parametrize(("words", "code"), [(("events",), 0), (("state", "db", "--json"), 5)])
+def test_nothing_is_said_when_nobody_reads(shown: ApiServer, words: tuple[str, ...], code: int) -> None:
+    """And the exit code is no state's."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [*COMMAND, *words, "--home", home_of(shown)]
+    with open(writing, "wb") as out:
+        done = subprocess.run(
+            command, stdout=out, stderr=subprocess.PIPE, timeout=END_S, cwd="/", check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": ""},
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, b"")
+
+
 # ---- what makes no sense
 
 
