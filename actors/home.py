@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from hotpair.cluster.configuration_io import CLUSTER_FILE, MODULES_DIRECTORY, SUFFIX
+from hotpair.cluster.configuration_files import CLUSTER_FILE, MODULES_DIRECTORY, SUFFIX
 
 
 @dataclass(frozen=True)

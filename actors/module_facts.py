@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from hotpair.actors.driver_place import place_of
+from hotpair.actors.group_facts import GroupFacts
 from hotpair.actors.heartbeat import HeartbeatFacts
 from hotpair.actors.home import Home
 from hotpair.actors.mirror_keeper import MirrorFacts
-from hotpair.actors.ray_actors import GroupFacts
 from hotpair.actors.vm_keeper import VmFacts
 from hotpair.cluster.checks import HERE_ONLY
 from hotpair.cluster.configuration import Checker, Cluster, Module, digest
 from hotpair.cluster.pulse_io import Network
-from hotpair.hyperv.driver import Place
 
 
 def facts_of(module: Module, cluster: Cluster, server: str, home: Home, *, key: bytes, boot: str) -> GroupFacts:
@@ -57,19 +57,6 @@ def facts_of(module: Module, cluster: Cluster, server: str, home: Home, *, key: 
         driver=module.vm.driver,
         place=place_of(module, home, server),
         checkers=tuple(_placed(one, home) for one in module.checkers if one.kind not in HERE_ONLY),
-    )
-
-
-def place_of(module: Module, home: Home, server: str) -> Place:
-    """What its driver is made with."""
-    return Place(
-        module=module.name,
-        directory=home.below(module.directory),
-        state_directory=home.driver_state(module.name),
-        options=module.vm.options,
-        application_log=home.application_log(module.name),
-        lock=home.driver_state(module.name) + ".lock",
-        server=server,
     )
 
 

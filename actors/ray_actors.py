@@ -14,26 +14,24 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from hotpair.actors.heartbeat import Heartbeat, HeartbeatFacts
+from hotpair.actors.group_facts import GroupFacts
+from hotpair.actors.heartbeat import Heartbeat
 from hotpair.actors.incarnation_io import Incarnation
-from hotpair.actors.mirror_keeper import MirrorFacts, MirrorKeeper
+from hotpair.actors.mirror_keeper import MirrorKeeper
 from hotpair.actors.module_probes import prober_of
 from hotpair.actors.ray_profile import ACTOR_OPTIONS
 from hotpair.actors.said import Newest, Origin
 from hotpair.actors.supervisor import MOMENT_S, Found, NotOpened, Report
-from hotpair.actors.vm_keeper import VmFacts, VmKeeper
+from hotpair.actors.vm_keeper import VmKeeper
 from hotpair.cluster.checks import Watch
-from hotpair.cluster.configuration import Checker
 from hotpair.cluster.module_events import MirrorReported, VmReported
 from hotpair.cluster.module_values import HowToStop, PeerView, Role, Vm
 from hotpair.cluster.record import Record
 from hotpair.hyperv import drivers_io
-from hotpair.hyperv.driver import Place
 
 log = logging.getLogger("hotpair.actors")
 
@@ -46,23 +44,6 @@ ASK_S = 10.0  # for what people ask of an actor
 CLOSE_S = 10.0
 GONE_LOOK_S = 0.05
 SAY_AGAIN_S = 0.5  # to a supervisor that was not there
-
-
-@dataclass(frozen=True)
-class GroupFacts:
-    """What a module's three actors are made with. `state`: the module's state directory, for their locks.
-
-    `checkers`: those for which this machine is looked at, with absolute paths.
-    """
-
-    module: str
-    state: str
-    heartbeat: HeartbeatFacts
-    mirror: MirrorFacts
-    vm: VmFacts
-    driver: str
-    place: Place
-    checkers: tuple[Checker, ...] = ()
 
 
 class _Post:

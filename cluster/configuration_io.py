@@ -9,12 +9,10 @@ from dataclasses import dataclass
 
 from hotpair.cluster.configuration import Cluster, Module, parse_cluster, parse_module
 from hotpair.cluster.configuration_checks import conflicts
+from hotpair.cluster.configuration_files import CLUSTER_FILE, MODULES_DIRECTORY, SUFFIX
 from hotpair.cluster.configuration_keys import ConfigurationError, Problem, line_of
 from hotpair.cluster.pulse import KEY_BYTES
 
-CLUSTER_FILE = "cluster.toml"
-MODULES_DIRECTORY = "modules"
-SUFFIX = ".toml"
 LARGEST_FILE_BYTES = 1 << 20  # a thousand times what anybody writes
 
 

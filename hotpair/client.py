@@ -12,27 +12,26 @@ import json
 import ssl
 from collections.abc import Iterator, Mapping
 from types import TracebackType
-from typing import Any
-
-import httpx
-from pydantic import BaseModel, ValidationError
+from typing import Any, TypeVar, get_args
+from urllib.parse import urlencode, urlsplit
 
 from hotpair.actors.home import Home
+from hotpair.api_reading import NotReadable, read
 from hotpair.api_values import (
     API,
-    ChangedModule,
     ChangedPair,
+    CommandWord,
     Details,
     Done,
     Here,
     Log,
     Module,
-    NewModule,
-    Order,
     Verification,
-    Verify,
 )
 from hotpair.cluster.admission import NAME_RULE, is_name
+from hotpair.http_client_io import FAILURES, Answer, Connection, over_network, over_socket
+
+T = TypeVar("T")
 
 ANSWER_S = 10.0  # far more than the server takes; a command may wait for its own durable write
 CHANGE_S = 400.0  # of the pair: both servers' disks, drivers and actors, one after the other
@@ -69,17 +68,14 @@ _ERRORS: Mapping[int, type[ApiError]] = {401: NotAllowed, 403: NotAllowed, 404: 
 class Client:
     """Not for several threads. All methods raise ApiError."""
 
-    def __init__(self, connection: httpx.Client, where: str) -> None:
+    def __init__(self, connection: Connection, where: str) -> None:
         self._connection = connection
         self._where = where
 
     @classmethod
     def here(cls, home: Home | None = None) -> Client:
         """This server's service, over its Unix socket: needs root, and no token."""
-        path = (home or Home.standard()).socket
-        transport = httpx.HTTPTransport(uds=path)
-        made = httpx.Client(transport=transport, base_url="http://hotpair", timeout=ANSWER_S, trust_env=False)
-        return cls(made, "here")
+        return cls(Connection(over_socket((home or Home.standard()).socket)), "here")
 
     @classmethod
     def at(cls, url: str, token: str, *, authority: str | None = None) -> Client:
@@ -87,10 +83,14 @@ class Client:
 
         OSError for a file that cannot be read, ssl.SSLError for one that is no certificate.
         """
-        verify = ssl.create_default_context(cafile=authority)
-        headers = {"Authorization": f"Bearer {token}"}
-        made = httpx.Client(base_url=url, headers=headers, verify=verify, timeout=ANSWER_S, trust_env=False)
-        return cls(made, f"at {url}")
+        if not (token.isascii() and token.isprintable()):
+            raise NotAllowed("this is no token: it has characters that none has")
+        try:
+            connect = over_network(url, ssl.create_default_context(cafile=authority))
+        except ValueError as error:
+            raise ApiError(str(error)) from error
+        above = urlsplit(url).path.rstrip("/")
+        return cls(Connection(connect, {"Authorization": f"Bearer {token}"}, above), f"at {url}")
 
     def close(self) -> None:
         self._connection.close()
@@ -106,50 +106,52 @@ class Client:
     # ---- what it can be asked
 
     def server(self) -> Here:
-        return Here.model_validate(self._ask("GET", API))
+        return self._value(Here, self._ask("GET", API))
 
     def modules(self) -> list[Module]:
-        return [Module.model_validate(one) for one in self._ask("GET", f"{API}/modules")]
+        found = self._ask("GET", f"{API}/modules")
+        if not isinstance(found, list):
+            raise self._stranger("no list")
+        return [self._value(Module, one) for one in found]
 
     def module(self, name: str) -> Module:
         return self.details(name).module
 
     def details(self, name: str) -> Details:
-        return Details.model_validate(self._ask("GET", _path(name)))
+        return self._value(Details, self._ask("GET", _path(name)))
 
     def command(
         self, name: str, command: str, *, force: bool = False, full: bool = False, on: bool | None = None
     ) -> Done:
         """`command` is a word of api_values.CommandWord. Refused with the reason."""
-        try:
-            order = Order.model_validate({"command": command, "force": force, "full": full, "on": on})
-        except ValidationError as error:
-            raise ApiError(f"{command!r} is no command") from error
-        return Done.model_validate(self._ask("POST", f"{_path(name)}/commands", order))
+        if command not in get_args(CommandWord):
+            raise ApiError(f"{command!r} is no command")
+        order = {"command": command, "force": force, "full": full, "on": on}
+        return self._value(Done, self._ask("POST", f"{_path(name)}/commands", order))
 
     def shutdown(self) -> Done:
         """Begin to stop all modules of that server, as before its host goes down."""
-        return Done.model_validate(self._ask("POST", f"{API}/shutdown"))
+        return self._value(Done, self._ask("POST", f"{API}/shutdown"))
 
     def verify(self, name: str, *, repair: bool = False) -> Done:
-        return Done.model_validate(self._ask("POST", f"{_path(name)}/verify", Verify(repair=repair)))
+        return self._value(Done, self._ask("POST", f"{_path(name)}/verify", {"repair": repair}))
 
     def end_verify(self, name: str) -> Done:
-        return Done.model_validate(self._ask("DELETE", f"{_path(name)}/verify"))
+        return self._value(Done, self._ask("DELETE", f"{_path(name)}/verify"))
 
     def verification(self, name: str) -> Verification:
-        return Verification.model_validate(self._ask("GET", f"{_path(name)}/verify"))
+        return self._value(Verification, self._ask("GET", f"{_path(name)}/verify"))
 
     def events(self, name: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
         """Oldest first."""
         return list(self._ask("GET", f"{API}/events", query=_without_none(module=name, limit=limit)))
 
     def log(self, name: str, lines: int = 200) -> list[str]:
-        return Log.model_validate(self._ask("GET", f"{_path(name)}/log", query={"lines": lines})).lines
+        return self._value(Log, self._ask("GET", f"{_path(name)}/log", query={"lines": lines})).lines
 
     def metrics(self) -> str:
         """As Prometheus reads them."""
-        return self._send("GET", "/metrics").text
+        return self._send("GET", "/metrics").body.decode(errors="replace")
 
     def follow_events(self, name: str | None = None, past: int = 0) -> Iterator[dict[str, Any]]:
         """So many of the past, then each event as it happens, none left out in between; ends when the service does."""
@@ -172,7 +174,7 @@ class Client:
         start: bool = False,
     ) -> list[str]:
         """Notes. Either the file's text or a table. Both servers are asked before anything is written on either."""
-        given = NewModule(module=name, toml=toml, configuration=configuration, overwrite=overwrite, start=start)
+        given = {"module": name, "toml": toml, "configuration": configuration, "overwrite": overwrite, "start": start}
         return self._changed("POST", f"{API}/modules", given)
 
     def edit_module(
@@ -184,33 +186,38 @@ class Client:
         settings: dict[str, Any] | None = None,
     ) -> list[str]:
         """Notes. The whole configuration, or single keys; the module is stopped on both servers."""
-        return self._changed("PUT", _path(name), ChangedModule(toml=toml, configuration=configuration, set=settings))
+        given = {"toml": toml, "configuration": configuration, "set": settings}
+        return self._changed("PUT", _path(name), given)
 
     def remove_module(self, name: str) -> list[str]:
         """Notes: where its data still lies. It is stopped on both servers."""
         return self._changed("DELETE", _path(name))
 
-    def _changed(self, method: str, path: str, given: BaseModel | None = None) -> list[str]:
-        return ChangedPair.model_validate(self._ask(method, path, given, limit_s=CHANGE_S)).notes
+    def _changed(self, method: str, path: str, given: Mapping[str, Any] | None = None) -> list[str]:
+        return self._value(ChangedPair, self._ask(method, path, given, limit_s=CHANGE_S)).notes
 
     # ---- how
 
-    def _ask(
-        self, method: str, path: str, body: BaseModel | None = None, query: Any = None, limit_s: float = ANSWER_S
-    ) -> Any:
+    def _ask(self, method: str, path: str, body: Any = None, query: Any = None, limit_s: float = ANSWER_S) -> Any:
         answer = self._send(method, path, body, query, limit_s)
         try:
-            return answer.json()
-        except ValueError as error:
-            raise ApiError(f"what answers {self._where} is not hotpair: it sent no JSON") from error
+            return json.loads(answer.body)
+        except (ValueError, RecursionError) as error:
+            raise self._stranger("no JSON") from error
 
-    def _send(
-        self, method: str, path: str, body: BaseModel | None = None, query: Any = None, limit_s: float = ANSWER_S
-    ) -> httpx.Response:
-        sent = None if body is None else body.model_dump()
+    def _value(self, kind: type[T], given: object) -> T:
         try:
-            answer = self._connection.request(method, path, json=sent, params=query, timeout=limit_s)
-        except httpx.HTTPError as error:
+            return read(kind, given)
+        except NotReadable as error:
+            raise self._stranger(f"what no version of it says: {error}") from error
+
+    def _stranger(self, sent: str) -> ApiError:
+        return ApiError(f"what answers {self._where} is not hotpair: it sent {sent}")
+
+    def _send(self, method: str, path: str, body: Any = None, query: Any = None, limit_s: float = ANSWER_S) -> Answer:
+        try:
+            answer = self._connection.ask(method, _with(path, query), body, limit_s)
+        except FAILURES as error:
             raise self._failed(error) from error
         if not answer.is_success:
             raise _error_of(answer)
@@ -219,12 +226,11 @@ class Client:
     def _follow(self, path: str, query: Any) -> Iterator[str]:
         """The data of each server-sent event that has no name."""
         try:
-            with self._connection.stream("GET", path, params=query, timeout=SILENCE_S) as answer:
+            with self._connection.stream(_with(path, query), SILENCE_S) as (answer, lines):
                 if not answer.is_success:
-                    answer.read()
                     raise _error_of(answer)
                 event = ""
-                for line in answer.iter_lines():
+                for line in lines:
                     field, _, value = line.partition(": ")
                     if field == "event":
                         event = value
@@ -234,30 +240,29 @@ class Client:
                         yield value
                     elif not line:
                         event = ""
-        except httpx.HTTPError as error:
+        except FAILURES as error:
             raise self._failed(error) from error
 
-    def _failed(self, error: httpx.HTTPError) -> ApiError:
+    def _failed(self, error: Exception) -> ApiError:
         if self._where != "here":
-            return NotRunning(f"hotpair does not answer {self._where}: {error}")
-        causes = []
-        cause: BaseException | None = error
-        while cause is not None:
-            causes.append(cause)
-            cause = cause.__cause__ or cause.__context__
-        if any(isinstance(one, PermissionError) for one in causes):
+            return NotRunning(f"hotpair does not answer {self._where}: {str(error) or type(error).__name__}")
+        if isinstance(error, PermissionError):
             return NotAllowed("this needs root, or a token: sudo hotpair")
-        if isinstance(error, httpx.TimeoutException):
+        if isinstance(error, TimeoutError):
             return NotRunning("hotpair run does not answer here: journalctl -u hotpair")
         return NotRunning("hotpair run is not running here: systemctl start hotpair")
 
 
-def _error_of(answer: httpx.Response) -> ApiError:
+def _error_of(answer: Answer) -> ApiError:
     try:
-        text = str(answer.json()["error"])
-    except (ValueError, KeyError, TypeError):
-        text = f"the answer was {answer.status_code} {answer.reason_phrase}, without a reason"
-    return _ERRORS.get(answer.status_code, ApiError)(text)
+        text = str(json.loads(answer.body)["error"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        text = f"the answer was {answer.status} {answer.reason}, without a reason"
+    return _ERRORS.get(answer.status, ApiError)(text)
+
+
+def _with(path: str, query: Mapping[str, Any] | None) -> str:
+    return f"{path}?{urlencode(query)}" if query else path
 
 
 def _path(module: str) -> str:

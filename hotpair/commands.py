@@ -1,270 +1,74 @@
-"""The commands for people and scripts: what the running service is asked. Those that need no service are in
-commands_local.py; mirror, witness, simulate and run have their own arguments (command_line.py).
+"""The commands for people and scripts. mirror, witness, simulate, run and demo have their own arguments
+(command_line.py).
 
 Exit codes: 0 done; 1 refused, with the reason; 2 what was asked for makes no sense, or nobody answers. `state MODULE`
 has its own: 0 STOP, 1 WAIT, 2 ALONE, 3 PRIM, 4 SECOND, and 5 whenever the state cannot be said.
+
+Who asks something does not wait for what only other commands need: what is looked for first is imported first, and a
+command imports itself what it needs alone.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import sys
-import time
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from rich.console import Console
-
-from hotpair import commands_local, commands_pair
-from hotpair.actors.home import Home
-from hotpair.client import ApiError, Client, Refused
+from hotpair import commands_asking
+from hotpair.client import ApiError, Refused
 from hotpair.cluster.configuration_keys import ConfigurationError
-from hotpair.command_options import CommandFailed, HomeOption, ModuleArgument, home_of
-from hotpair.shown import NOT_KNOWN, STATES, exit_code
-from hotpair.terminal import details_text, event_line, modules_table
+from hotpair.command_options import CommandFailed, plainly
+from hotpair.shown import NOT_KNOWN
 
 REFUSED, NOT_DONE, INTERRUPTED = 1, 2, 130
-LOOK_S = 0.2  # between two looks while something is waited for
-BEGIN_S = 1.0  # until a comparison that was just begun is seen: what the service shows may be half a second old
-
-app = typer.Typer(
-    name="hotpair",
-    help="Virtual machines on two servers, without shared disk. All commands are about this server, as root.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-maintenance = typer.Typer(help="Suspend automatic failover and checkers, or not any more.", no_args_is_help=True)
-module_commands = typer.Typer(help="One module: shown in full, added, edited, removed.", no_args_is_help=True)
-app.add_typer(maintenance, name="maintenance")
-app.add_typer(module_commands, name="module")
-commands_local.register(app)
-commands_pair.register(app, module_commands)
 
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code. Every error is one line on standard error."""
     failed = NOT_KNOWN if list(arguments[:1]) == ["state"] else NOT_DONE
     try:
-        code = app(list(arguments), prog_name="hotpair", standalone_mode=False)
-    except typer.TyperException as error:
-        return _say(error.format_message(), failed)
+        code = _run(list(arguments))
+        sys.stdout.flush()  # here, where it is known what to do when nobody reads any more
     except Refused as error:
         return _say(str(error), REFUSED)
     except (ApiError, CommandFailed) as error:
         return _say(str(error), failed)
     except ConfigurationError as error:
         return _say(error.brief, failed)
-    except (KeyboardInterrupt, typer.Abort):
+    except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read has gone; Python would say so at its end
-        return 0
+        with open(os.devnull, "wb") as nobody:  # whoever read has gone; Python would say so at its end
+            os.dup2(nobody.fileno(), sys.stdout.fileno())
+        return NOT_KNOWN if failed == NOT_KNOWN else 0  # 0 would be STOP
     return code if isinstance(code, int) else 0
+
+
+def _run(arguments: list[str]) -> Any:
+    found = _found(arguments)
+    if found is not None:
+        command, words = found
+        given = plainly(command, words)
+        if given is not None:
+            return command(**given)
+    from hotpair.command_app import run
+
+    return run(arguments)
+
+
+def _found(arguments: list[str]) -> tuple[Callable[..., Any], list[str]] | None:
+    """The command, and the words after it."""
+    names = [(" ".join(arguments[:count]), arguments[count:]) for count in (1, 2)]
+    for name, words in names:
+        if name in commands_asking.COMMANDS:
+            return commands_asking.COMMANDS[name], words
+    from hotpair import commands_local, commands_pair
+
+    others = {**commands_local.COMMANDS, **commands_pair.COMMANDS}
+    return next(((others[name], words) for name, words in names if name in others), None)
 
 
 def _say(text: str, code: int) -> int:
     print(f"hotpair: {' '.join(text.split())}", file=sys.stderr)
     return code
-
-
-# ---- what is seen
-
-
-@app.command()
-def state(
-    module: Annotated[str | None, typer.Argument(help="All modules if left out")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
-    home: HomeOption = None,
-) -> int:
-    """The modules' states on both servers.
-
-    With MODULE the exit code is its state here: 0 STOP, 1 WAIT, 2 ALONE, 3 PRIM, 4 SECOND, 5 it cannot be said.
-    """
-    with _client(home) as client:
-        modules = client.modules() if module is None else [client.module(module)]
-    if as_json:
-        shown = [one.model_dump() for one in modules]
-        print(json.dumps(shown if module is None else shown[0], indent=2))
-    else:
-        Console().print(modules_table(modules))
-    return 0 if module is None else exit_code(modules[0].state)
-
-
-@module_commands.command("show")
-def show(
-    module: ModuleArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="For programs")] = False,
-    home: HomeOption = None,
-) -> None:
-    """Configuration, record, and what mirror, VM and pulses say."""
-    with _client(home) as client:
-        details = client.details(module)
-    if as_json:
-        print(details.model_dump_json(indent=2))
-    else:
-        Console().print(details_text(details))
-
-
-@app.command()
-def events(
-    module: Annotated[str | None, typer.Argument(help="All modules if left out")] = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what happens, until Ctrl-C")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=1000, help="How many of the past")] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="One object for each line")] = False,
-    home: HomeOption = None,
-) -> None:
-    """What happened: changes of state, their causes, commands."""
-    said: Callable[[dict[str, Any]], str] = json.dumps if as_json else event_line
-    with _client(home) as client:
-        for entry in client.follow_events(module, lines) if follow else client.events(module, lines):
-            print(said(entry), flush=True)
-
-
-@app.command()
-def log(
-    module: ModuleArgument,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what is added, until Ctrl-C")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, max=2000, help="How many of the past")] = 50,
-    home: HomeOption = None,
-) -> None:
-    """The application log: what the driver does, and what the VM or the application says."""
-    with _client(home) as client:
-        for line in client.follow_log(module, lines) if follow else client.log(module, lines):
-            print(line, flush=True)
-
-
-@app.command()
-def wait(
-    module: ModuleArgument,
-    wanted: Annotated[str, typer.Argument(metavar="STATE", help=", ".join(STATES))],
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds")] = 60.0,
-    green: Annotated[bool, typer.Option("--green", help="And green: it serves, or can take over")] = False,
-    home: HomeOption = None,
-) -> None:
-    """Wait until the module is in STATE on this server. Exit code 1 when it is not in time."""
-    if wanted.upper() not in STATES:
-        raise CommandFailed(f"{wanted!r} is no state: give one of {', '.join(STATES)}")
-    until = time.monotonic() + timeout
-    with _client(home) as client:
-        while True:
-            now = client.module(module)
-            if now.state == wanted.upper() and (now.ready or not green):
-                return
-            if time.monotonic() >= until:
-                shown = f"{now.state}{' (green)' if now.ready else ''}{': ' + now.reason if now.reason else ''}"
-                raise Refused(f"{module} is still {shown}")
-            time.sleep(LOOK_S)
-
-
-# ---- what is done
-
-
-def _command(word: str, what: str) -> None:
-    """One of the commands that take a module and nothing else."""
-
-    def give(module: ModuleArgument, home: HomeOption = None) -> None:
-        with _client(home) as client:
-            client.command(module, word)
-
-    app.command(word, help=what)(give)
-
-
-_command("start", "Let the module run: here, or as the peer's copy; both servers then agree on who does.")
-_command("stop", "Stop the module here. An equal peer goes on with it.")
-_command("restart", "Stop and start the VM only; it stays on this server.")
-_command("stopstart", "Stop the module here, then start it here: an equal peer takes over in between.")
-_command("swap", "Let the two servers change their roles. Both must be green.")
-
-
-@app.command()
-def shutdown(
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds until what still runs is left running")] = 600.0,
-    home: HomeOption = None,
-) -> None:
-    """Stop all modules here before the host goes down, the peer's copies first; they stay wanted for the next boot."""
-    until = time.monotonic() + timeout
-    with _client(home) as client:
-        client.shutdown()
-        while running := [one.module for one in client.modules() if one.state not in (None, "STOP")]:
-            if time.monotonic() >= until:
-                raise Refused(f"not stopped within {timeout:g} s: {', '.join(running)}")
-            time.sleep(LOOK_S)
-
-
-@app.command()
-def prim(
-    module: ModuleArgument,
-    force: Annotated[
-        bool, typer.Option("--force", help="The peer is off for certain, or its copy is given up")
-    ] = False,
-    home: HomeOption = None,
-) -> None:
-    """Declare the copy on this server the current one, and run it. The other copy's later changes are given up."""
-    with _client(home) as client:
-        client.command(module, "prim", force=force)
-
-
-@app.command()
-def second(
-    module: ModuleArgument,
-    full: Annotated[bool, typer.Option("--full", help="Compare everything, whatever the logs say")] = False,
-    home: HomeOption = None,
-) -> None:
-    """Let this server's copy be brought to what the peer has. Its own later changes are given up."""
-    with _client(home) as client:
-        client.command(module, "second", full=full)
-
-
-@maintenance.command("on")
-def maintenance_on(module: ModuleArgument, home: HomeOption = None) -> None:
-    """No automatic failover, no checkers, until it is lifted."""
-    with _client(home) as client:
-        client.command(module, "maintenance", on=True)
-
-
-@maintenance.command("off")
-def maintenance_off(module: ModuleArgument, home: HomeOption = None) -> None:
-    """Automatic failover and checkers again."""
-    with _client(home) as client:
-        client.command(module, "maintenance", on=False)
-
-
-@app.command()
-def verify(
-    module: ModuleArgument,
-    repair: Annotated[bool, typer.Option("--repair", help="Where they differ, the peer's copy is replaced")] = False,
-    begin: Annotated[bool, typer.Option("--begin", help="Only begin; hotpair module show says how far it is")] = False,
-    end: Annotated[bool, typer.Option("--end", help="End the one under way")] = False,
-    home: HomeOption = None,
-) -> None:
-    """Compare both copies while the VM runs; on the server that runs it. Exit code 1 if they differ."""
-    with _client(home) as client:
-        if end:
-            client.end_verify(module)
-            return
-        client.verify(module, repair=repair)
-        if not begin:
-            _until_verified(client, module)
-
-
-def _until_verified(client: Client, module: str) -> None:
-    time.sleep(BEGIN_S)
-    while (found := client.verification(module)).running:
-        time.sleep(LOOK_S)
-    if not found.known or found.result is None:
-        raise Refused("the comparison has not ended as it should: the mirror process is another one")
-    for difference in found.differences:
-        where = "" if difference["offset"] is None else f" at {difference['offset']}, {difference['length']} bytes"
-        repaired = " (repaired)" if difference["repaired"] else ""
-        print(f"{difference['path']}: {difference['what']}{where}{repaired}")
-    print(f"{found.bytes_done} bytes compared: {found.result}")
-    if found.result != "no difference" and not 0 < found.difference_count == found.repaired:
-        raise Refused(f"{found.result}: {found.difference_count} places, {found.repaired} repaired")
-
-
-def _client(home: str | None) -> Client:
-    found: Home = home_of(home)
-    return Client.here(found)

@@ -1,49 +1,30 @@
-"""The commands that need no running service: firewall, support, tokens, and what is taken over from safekit."""
+"""The commands that need no running service: firewall, support, tokens, and what is taken over from safekit.
+
+What one of them needs it imports itself: they are all listed whenever any command runs.
+"""
 
 from __future__ import annotations
 
 import socket
 import subprocess
-from typing import Annotated
-
-import typer
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 from hotpair.access import WORDS, TokensUnusable
 from hotpair.actors.home import Home
 from hotpair.actors.ray_profile import FIRST_PORT, Ports
 from hotpair.api_values import PORT
-from hotpair.cluster.configuration import Cluster
-from hotpair.cluster.configuration_io import load_cluster, load_modules
-from hotpair.command_options import CommandFailed, HomeOption, home_of
-from hotpair.firewall import Openings, rules
-from hotpair.safekit_import_io import NotImported, import_files
-from hotpair.support_io import NotCollected, collect
-from hotpair.tokens_io import TOKENS_FILE, add, load, remove
+from hotpair.command_options import CommandFailed, HomeOption, argument, home_of, option
+
+if TYPE_CHECKING:
+    from hotpair.cluster.configuration import Cluster
+    from hotpair.firewall import Openings
 
 APPLY_S = 30.0
 
 ServerOption = Annotated[
-    str | None, typer.Option("--server", metavar="NAME", help="This server's name; by default its host name")
+    str | None, option("--server", metavar="NAME", help="This server's name; by default its host name")
 ]
-token_commands = typer.Typer(help="Who may use the API from elsewhere.", no_args_is_help=True)
-
-
-def register(app: typer.Typer) -> None:
-    for name, command in (("firewall", firewall), ("support", support), ("import-safekit", import_safekit)):
-        app.command(name)(command)
-    app.add_typer(token_commands, name="token")
-    for name, what in (
-        ("run", "The service of this server (hotpair run --help)."),
-        ("demo", "The main job, shown on one machine."),
-        ("mirror", "One mirror process without the rest (hotpair mirror source --help)."),
-        ("witness", "The arbiter on a third machine (hotpair witness --help)."),
-        ("simulate", "Lives of a pair with faults (hotpair simulate --help)."),
-    ):
-        app.command(name, help=what)(_elsewhere)
-
-
-def _elsewhere() -> None:
-    """Only shown: command_line.py has sent these words to their own programs before."""
 
 
 def server_of(cluster: Cluster, given: str | None) -> str:
@@ -61,11 +42,13 @@ def server_of(cluster: Cluster, given: str | None) -> str:
 
 def firewall(
     server: ServerOption = None,
-    apply: Annotated[bool, typer.Option("--apply", help="Load them (nft -f), instead of printing them")] = False,
-    ray_port: Annotated[int, typer.Option(min=1024, max=65000, help="As for hotpair run")] = FIRST_PORT,
+    apply: Annotated[bool, option("--apply", help="Load them (nft -f), instead of printing them")] = False,
+    ray_port: Annotated[int, option("--ray-port", least=1024, most=65000, help="As for hotpair run")] = FIRST_PORT,
     home: HomeOption = None,
 ) -> None:
     """Firewall rules for nftables, from the configuration: modules' ports for the peer, Ray's for this machine only."""
+    from hotpair.firewall import rules
+
     text = rules(openings(home_of(home), server, ray_port))
     if not apply:
         print(text, end="")
@@ -84,6 +67,9 @@ def firewall(
 
 def openings(home: Home, server: str | None, ray_port: int) -> Openings:
     """Raises ConfigurationError, CommandFailed."""
+    from hotpair.cluster.configuration_io import load_cluster, load_modules
+    from hotpair.firewall import Openings
+
     cluster = load_cluster(home.configuration)
     peer = cluster.peer_of(server_of(cluster, server))
     modules = load_modules(home.configuration, cluster).accepted.values()
@@ -110,12 +96,12 @@ def _numeric(address: str) -> set[str]:
 
 
 def support(
-    out: Annotated[
-        str | None, typer.Option("--out", metavar="FILE", help="By default hotpair-support-DATE.tar.gz")
-    ] = None,
+    out: Annotated[str | None, option("--out", metavar="FILE", help="By default hotpair-support-DATE.tar.gz")] = None,
     home: HomeOption = None,
 ) -> None:
     """One archive for whoever helps: configuration, logs, records, states. No keys and no tokens are in it."""
+    from hotpair.support_io import NotCollected, collect
+
     try:
         print(collect(home_of(home), out))
     except NotCollected as error:
@@ -125,33 +111,36 @@ def support(
 # ---- tokens
 
 
-@token_commands.command("add")
 def token_add(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose it is")],
-    role: Annotated[str, typer.Option("--role", help=", ".join(WORDS))] = "monitor",
+    name: Annotated[str, argument(metavar="NAME", help="Whose it is")],
+    role: Annotated[str, option("--role", help=", ".join(WORDS))] = "monitor",
     home: HomeOption = None,
 ) -> None:
     """Make a token and print it: it is not kept, only its SHA-256 is."""
     if role not in WORDS:
         raise CommandFailed(f"{role!r} is no role: give one of {', '.join(WORDS)}")
+    from hotpair.tokens_io import TOKENS_FILE, add
+
     try:
         print(add(home_of(home).below(TOKENS_FILE), name, WORDS[role]))
     except TokensUnusable as error:
         raise CommandFailed(str(error)) from error
 
 
-@token_commands.command("remove")
-def token_remove(name: Annotated[str, typer.Argument(metavar="NAME")], home: HomeOption = None) -> None:
+def token_remove(name: Annotated[str, argument(metavar="NAME")], home: HomeOption = None) -> None:
     """The token is refused from now on."""
+    from hotpair.tokens_io import TOKENS_FILE, remove
+
     try:
         remove(home_of(home).below(TOKENS_FILE), name)
     except TokensUnusable as error:
         raise CommandFailed(str(error)) from error
 
 
-@token_commands.command("list")
 def token_list(home: HomeOption = None) -> None:
     """Names and roles."""
+    from hotpair.tokens_io import TOKENS_FILE, load
+
     try:
         for token in load(home_of(home).below(TOKENS_FILE)):
             print(f"{token.name} {token.role.word}")
@@ -163,19 +152,29 @@ def token_list(home: HomeOption = None) -> None:
 
 
 def import_safekit(
-    userconfig: Annotated[str, typer.Argument(metavar="USERCONFIG.XML", help="The module's configuration")],
-    cluster: Annotated[
-        str | None, typer.Argument(metavar="[CLUSTER.XML]", help="If there is no cluster.toml yet")
-    ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="The module's; by default from the file's place")] = None,
+    userconfig: Annotated[str, argument(metavar="USERCONFIG.XML", help="The module's configuration")],
+    cluster: Annotated[str | None, argument(metavar="[CLUSTER.XML]", help="If there is no cluster.toml yet")] = None,
+    name: Annotated[str | None, option("--name", help="The module's; by default from the file's place")] = None,
     home: HomeOption = None,
 ) -> None:
     """Write modules/NAME.toml (and cluster.toml) from safekit's configuration, and say what has no equivalent.
 
     No file is ever written over.
     """
+    from hotpair.safekit_import_io import NotImported, import_files
+
     try:
         for line in import_files(home_of(home), userconfig, cluster, name):
             print(line)
     except NotImported as error:
         raise CommandFailed(str(error)) from error
+
+
+COMMANDS: Mapping[str, Callable[..., Any]] = {
+    "firewall": firewall,
+    "support": support,
+    "token add": token_add,
+    "token remove": token_remove,
+    "token list": token_list,
+    "import-safekit": import_safekit,
+}

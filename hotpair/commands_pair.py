@@ -1,76 +1,64 @@
-"""The commands that make a pair, and change what it has: init, invite, join, and module add, edit, remove."""
+"""The commands that make a pair, and change what it has: init, invite, join, and module add, edit, remove.
+
+What one of them needs it imports itself: they are all listed whenever any command runs.
+"""
 
 from __future__ import annotations
 
 import socket
-import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any
-
-import typer
 
 from hotpair.actors.home import Home
 from hotpair.client import Client
-from hotpair.command_options import CommandFailed, HomeOption, ModuleArgument, home_of
-from hotpair.home_files_io import NotMade
+from hotpair.command_options import CommandFailed, HomeOption, ModuleArgument, argument, home_of, option
 from hotpair.invitations import LONGEST_MINUTES, VALID_MINUTES, NoToken, read_token
-from hotpair.invitations_io import CannotInvite
-from hotpair.invitations_io import invite as invite_second
-from hotpair.join_io import join as join_pair
-from hotpair.pair_change import LONGEST_MODULE_TEXT, with_settings
-from hotpair.pair_home_io import WitnessFiles
-from hotpair.pair_home_io import init as init_pair
 from hotpair.pair_init import MEANINGS, NotUnderstood, Options
 
-FromOption = Annotated[str | None, typer.Option("--from", metavar="FILE.toml", help="The module's file")]
-PortOption = Annotated[int | None, typer.Option("--port", help="Of its mirror and pulses; a free one if left out")]
-MinutesOption = Annotated[
-    float, typer.Option("--minutes", min=1, max=LONGEST_MINUTES, help="How long the token is valid")
-]
+FromOption = Annotated[str | None, option("--from", metavar="FILE.toml", help="The module's file")]
+PortOption = Annotated[int | None, option("--port", help="Of its mirror and pulses; a free one if left out")]
+MinutesOption = Annotated[float, option("--minutes", least=1, most=LONGEST_MINUTES, help="How long the token is valid")]
 OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="What is in the directory on the server without the data is given up")
+    bool, option("--overwrite", help="What is in the directory on the server without the data is given up")
 ]
-
-
-def register(app: typer.Typer, module_commands: typer.Typer) -> None:
-    app.command("init")(init)
-    app.command("invite")(invite)
-    app.command("join")(join)
-    module_commands.command("add")(module_add)
-    module_commands.command("edit")(module_edit)
-    module_commands.command("remove")(module_remove)
 
 
 # ---- a new pair
 
 
 def init(
-    name: Annotated[str, typer.Option("--name", help="The pair's name: it never changes")],
-    server: Annotated[str, typer.Option("--server", metavar="NAME=ADDRESS", help="This server")],
-    peer: Annotated[str, typer.Option("--peer", metavar="NAME=ADDRESS", help="The other one")],
+    name: Annotated[str, option("--name", help="The pair's name: it never changes")],
+    server: Annotated[str, option("--server", metavar="NAME=ADDRESS", help="This server")],
+    peer: Annotated[str, option("--peer", metavar="NAME=ADDRESS", help="The other one")],
     arbitration: Annotated[
-        str, typer.Option("--arbitration", metavar="KIND", help="; ".join(f"{k}: {m}" for k, m in MEANINGS.items()))
+        str, option("--arbitration", metavar="KIND", help="; ".join(f"{k}: {m}" for k, m in MEANINGS.items()))
     ] = "",
     network: Annotated[
         list[str] | None,
-        typer.Option("--network", metavar="NAME=ADDRESS,PEERS-ADDRESS", help="For pulses; one option for each network"),
+        option("--network", metavar="NAME=ADDRESS,PEERS-ADDRESS", help="For pulses; one option for each network"),
     ] = None,
-    witness: Annotated[str, typer.Option("--witness", metavar="HOST:PORT", help="Where hotpair witness listens")] = "",
+    witness: Annotated[str, option("--witness", metavar="HOST:PORT", help="Where hotpair witness listens")] = "",
     witness_key: Annotated[
-        str | None, typer.Option("--witness-key", metavar="FILE", help="The pair's key there; made if left out")
+        str | None, option("--witness-key", metavar="FILE", help="The pair's key there; made if left out")
     ] = None,
     witness_authority: Annotated[
         str | None,
-        typer.Option("--witness-authority", metavar="FILE", help="Who signed its certificate; else one is made for it"),
+        option("--witness-authority", metavar="FILE", help="Who signed its certificate; else one is made for it"),
     ] = None,
-    witness_tls: Annotated[bool, typer.Option("--witness-tls/--no-witness-tls", help="TLS to the witness")] = True,
-    etcd: Annotated[list[str] | None, typer.Option("--etcd", metavar="HOST:PORT", help="A member; repeat")] = None,
-    fence: Annotated[str, typer.Option("--fence", metavar="COMMAND", help="Ends with 0 if the peer is off")] = "",
-    ping: Annotated[list[str] | None, typer.Option("--ping", metavar="ADDRESS", help="Numeric; repeat")] = None,
+    witness_tls: Annotated[bool, option("--witness-tls/--no-witness-tls", help="TLS to the witness")] = True,
+    etcd: Annotated[list[str] | None, option("--etcd", metavar="HOST:PORT", help="A member; repeat")] = None,
+    fence: Annotated[str, option("--fence", metavar="COMMAND", help="Ends with 0 if the peer is off")] = "",
+    ping: Annotated[list[str] | None, option("--ping", metavar="ADDRESS", help="Numeric; repeat")] = None,
     minutes: MinutesOption = VALID_MINUTES,
     home: HomeOption = None,
 ) -> None:
     """Make the first server's home: cluster.toml, the pair's key, certificates. Then `hotpair join` on the other."""
+    from hotpair.home_files_io import NotMade
+    from hotpair.invitations_io import CannotInvite
+    from hotpair.invitations_io import invite as invite_second
+    from hotpair.pair_home_io import WitnessFiles
+    from hotpair.pair_home_io import init as init_pair
+
     options = Options(
         pair=name,
         here=server,
@@ -106,6 +94,9 @@ def init(
 
 def invite(minutes: MinutesOption = VALID_MINUTES, home: HomeOption = None) -> None:
     """Print a token for `hotpair join` on the other server: it counts once, and any older one does not any more."""
+    from hotpair.invitations_io import CannotInvite
+    from hotpair.invitations_io import invite as invite_second
+
     try:
         print(invite_second(home_of(home), minutes))
     except CannotInvite as error:
@@ -113,15 +104,18 @@ def invite(minutes: MinutesOption = VALID_MINUTES, home: HomeOption = None) -> N
 
 
 def join(
-    address: Annotated[str, typer.Argument(metavar="ADDRESS[:PORT]", help="Of the first server, where it runs")],
-    token: Annotated[str, typer.Argument(metavar="TOKEN", help="As hotpair init or invite has printed it")],
+    address: Annotated[str, argument(metavar="ADDRESS[:PORT]", help="Of the first server, where it runs")],
+    token: Annotated[str, argument(metavar="TOKEN", help="As hotpair init or invite has printed it")],
     server: Annotated[
-        str | None, typer.Option("--server", metavar="NAME", help="This server's name; by default its host name")
+        str | None, option("--server", metavar="NAME", help="This server's name; by default its host name")
     ] = None,
     overwrite: OverwriteOption = False,
     home: HomeOption = None,
 ) -> None:
     """Make the second server's home, from the first one's running service. Or one that replaces a lost server."""
+    from hotpair.home_files_io import NotMade
+    from hotpair.join_io import join as join_pair
+
     name = server or socket.gethostname().partition(".")[0]
     where = home_of(home)
     try:
@@ -153,18 +147,16 @@ def _join(address: str, token: str, server: str) -> str:
 
 def module_add(
     module: ModuleArgument,
-    directory: Annotated[str | None, typer.Option("--directory", metavar="DIR", help="What is mirrored")] = None,
-    data_on: Annotated[
-        str | None, typer.Option("--data-on", metavar="SERVER", help="Which server has the data now")
-    ] = None,
-    driver: Annotated[str | None, typer.Option("--driver", help="What runs it: command, libvirt, qemu, ...")] = None,
-    option: Annotated[
-        list[str] | None, typer.Option("--option", metavar="KEY=VALUE", help="Of the driver; repeat")
+    directory: Annotated[str | None, option("--directory", metavar="DIR", help="What is mirrored")] = None,
+    data_on: Annotated[str | None, option("--data-on", metavar="SERVER", help="Which server has the data now")] = None,
+    driver: Annotated[str | None, option("--driver", help="What runs it: command, libvirt, qemu, ...")] = None,
+    driver_option: Annotated[
+        list[str] | None, option("--option", metavar="KEY=VALUE", help="Of the driver; repeat")
     ] = None,
     port: PortOption = None,
     given: FromOption = None,
     overwrite: OverwriteOption = False,
-    start: Annotated[bool, typer.Option("--start", help="And start it on both servers")] = False,
+    start: Annotated[bool, option("--start", help="And start it on both servers")] = False,
     home: HomeOption = None,
 ) -> None:
     """Add a module to both servers. They check first, and nothing is written on either if one cannot have it."""
@@ -173,7 +165,7 @@ def module_add(
         for key, value in (("directory", directory), ("data_on", data_on), ("mirror_port", port), ("vm.driver", driver))
         if value is not None
     }
-    settings |= {f"vm.options.{key}": value for key, value in _settings(option or (), "--option").items()}
+    settings |= {f"vm.options.{key}": value for key, value in _settings(driver_option or (), "--option").items()}
     text, table = _file(given)
     if given is None and (directory is None or data_on is None or driver is None):
         raise CommandFailed("give --directory, --data-on and --driver, or a file: --from FILE.toml")
@@ -189,7 +181,7 @@ def module_edit(
     module: ModuleArgument,
     given: FromOption = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help='As "mirror.durability=disk"; repeat')
+        list[str] | None, option("--set", metavar="KEY=VALUE", help='As "mirror.durability=disk"; repeat')
     ] = None,
     home: HomeOption = None,
 ) -> None:
@@ -210,6 +202,8 @@ def module_remove(module: ModuleArgument, home: HomeOption = None) -> None:
 
 def _settings(texts: Sequence[str], option: str) -> dict[str, Any]:
     """Values as in TOML; what is none is text."""
+    import tomllib
+
     found: dict[str, Any] = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -223,6 +217,8 @@ def _settings(texts: Sequence[str], option: str) -> dict[str, Any]:
 
 
 def _set(table: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    from hotpair.pair_change import with_settings
+
     try:
         return with_settings(table, settings)
     except KeyError as error:
@@ -233,6 +229,10 @@ def _file(path: str | None) -> tuple[str, dict[str, Any]]:
     """Its text, and what it says. Raises CommandFailed with line and column."""
     if path is None:
         return "", {}
+    import tomllib
+
+    from hotpair.pair_change import LONGEST_MODULE_TEXT
+
     try:
         with open(path, encoding="utf-8") as opened:
             text = opened.read(LONGEST_MODULE_TEXT + 1)
@@ -251,3 +251,13 @@ def _client(home: str | None) -> Client:
 def _notes(notes: Sequence[str]) -> None:
     for note in notes:
         print(note)
+
+
+COMMANDS: Mapping[str, Callable[..., Any]] = {
+    "init": init,
+    "invite": invite,
+    "join": join,
+    "module add": module_add,
+    "module edit": module_edit,
+    "module remove": module_remove,
+}

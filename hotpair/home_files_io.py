@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping
 
 from hotpair.actors.home import Home
 from hotpair.cluster.configuration import Cluster
+from hotpair.cluster.configuration_files import CLUSTER_FILE
 from hotpair.cluster.configuration_io import (
-    CLUSTER_FILE,
     BadKey,
     Modules,
     load_cluster,

@@ -8,6 +8,7 @@ out, or said to be under way. What is waited for is a command's own durable writ
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request
@@ -169,7 +170,7 @@ def _say_problems(app: FastAPI) -> None:
 
 
 def problem(status: int, text: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    return JSONResponse(Problem(error=text).model_dump(), status_code=status, headers=headers)
+    return JSONResponse(asdict(Problem(error=text)), status_code=status, headers=headers)
 
 
 class Limited:

@@ -10,11 +10,14 @@ from fastapi import APIRouter, Depends, Request
 from starlette.exceptions import HTTPException
 
 from hotpair.access import Role
-from hotpair.api_values import Checker, Details, Done, Module, Order, Verification, Verify
+from hotpair.api_reading import read
+from hotpair.api_requests import Order, Verify
+from hotpair.api_values import Checker, Details, Done, Module, Verification
 from hotpair.cluster.module_events import Command
 from hotpair.cluster.module_values import Role as MirrorRole
+from hotpair.record_shown import readable
 from hotpair.replication.errors import MirrorError
-from hotpair.served import Served, TooSlow, readable
+from hotpair.served import Served, TooSlow
 
 log = logging.getLogger("hotpair.api")
 
@@ -82,7 +85,7 @@ def modules_router(served: Served, needs: Needs) -> APIRouter:
         """The comparison under way, or the last one of the mirror process that runs now."""
         found = await served.details(module)
         said = None if found is None else found[0].get("replication", {}).get("verify")
-        return Verification(known=False) if said is None else Verification(known=True, **said)
+        return read(Verification, {**(said or {}), "known": said is not None})
 
     @router.post("/shutdown", response_model=Done, dependencies=[needs(Role.ADMIN)])
     async def shutdown() -> Done:

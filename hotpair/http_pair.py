@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request
@@ -15,7 +16,8 @@ from starlette.exceptions import HTTPException
 
 from hotpair.access import Role
 from hotpair.actors.supervisor import UnknownModule
-from hotpair.api_values import API, ChangedModule, ChangedPair, NewModule, Problem
+from hotpair.api_requests import ChangedModule, NewModule
+from hotpair.api_values import API, ChangedPair, Problem
 from hotpair.cluster.configuration_io import BadKey
 from hotpair.cluster.configuration_keys import ConfigurationError
 from hotpair.http_modules import Needs
@@ -124,7 +126,7 @@ def say_changes(app: FastAPI) -> None:
 
     def said(kind: type[Exception], status: Callable[[Any], int], text: Callable[[Any], str] = str) -> None:
         async def handler(_request: Request, error: Exception) -> JSONResponse:
-            return JSONResponse(Problem(error=text(error)).model_dump(), status(error))
+            return JSONResponse(asdict(Problem(error=text(error))), status(error))
 
         app.add_exception_handler(kind, handler)
 

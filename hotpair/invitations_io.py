@@ -18,11 +18,9 @@ from typing import Any
 from hotpair.actors.home import Home
 from hotpair.certificates_io import BadCertificate, Pem, fingerprint, sign
 from hotpair.cluster.configuration import Cluster
+from hotpair.cluster.configuration_files import CLUSTER_FILE, MODULES_DIRECTORY, SUFFIX
 from hotpair.cluster.configuration_io import (
-    CLUSTER_FILE,
     LARGEST_FILE_BYTES,
-    MODULES_DIRECTORY,
-    SUFFIX,
     load_cluster,
     load_modules,
 )

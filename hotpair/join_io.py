@@ -17,7 +17,8 @@ from typing import Any
 from hotpair.actors.home import Home
 from hotpair.api_values import PORT
 from hotpair.certificates_io import make_request
-from hotpair.cluster.configuration_io import CLUSTER_FILE, Modules
+from hotpair.cluster.configuration_files import CLUSTER_FILE
+from hotpair.cluster.configuration_io import Modules
 from hotpair.cluster.connection_io import parse_address
 from hotpair.home_files_io import SERVICE_FILE, NotMade, make_home, refuse_existing
 from hotpair.invitations import Token

@@ -8,10 +8,10 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from hotpair.actors.driver_place import place_of
 from hotpair.actors.home import Home
-from hotpair.actors.module_facts import place_of
 from hotpair.cluster.configuration import Cluster, Module
-from hotpair.cluster.configuration_io import MODULES_DIRECTORY, SUFFIX
+from hotpair.cluster.configuration_files import MODULES_DIRECTORY, SUFFIX
 from hotpair.hyperv import drivers_io
 from hotpair.hyperv.errors import UnknownDriver
 from hotpair.pair_change import Found

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from hotpair.actors.home import Home
-from hotpair.cluster.configuration_io import MODULES_DIRECTORY
+from hotpair.cluster.configuration_files import MODULES_DIRECTORY
 from hotpair.cluster.record_io import OsFiles, replace_file
 from hotpair.replication.state_files_io import flush_directory
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from hotpair.actors.home import Home
 from hotpair.certificates_io import make_authority, make_certificate
 from hotpair.cluster.configuration import parse_cluster
-from hotpair.cluster.configuration_io import CLUSTER_FILE, BadKey, load_key
+from hotpair.cluster.configuration_files import CLUSTER_FILE
+from hotpair.cluster.configuration_io import BadKey, load_key
 from hotpair.cluster.pulse import KEY_BYTES
 from hotpair.home_files_io import SERVICE_FILE, NotMade, make_home
 from hotpair.pair_init import WITNESS_AUTHORITY, Options, Pair, pair_of

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hotpair.cluster.configuration_io import CLUSTER_FILE
+from hotpair.cluster.configuration_files import CLUSTER_FILE
 from hotpair.toml_text import table_text, value_text
 
 FIRST_NETWORK = "lan"

@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from hotpair import pair_files_io
+from hotpair.actors.driver_place import place_of
 from hotpair.actors.home import Home
-from hotpair.actors.module_facts import place_of
 from hotpair.actors.supervisor import NotOpened, Supervisor, UnknownModule
 from hotpair.cluster.admission import ModuleRefused
 from hotpair.cluster.configuration import Module, digest, parse_module

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from hotpair.actors.home import Home
 from hotpair.actors.ray_profile import FIRST_PORT, Ports
@@ -25,7 +26,10 @@ from hotpair.actors.ray_runtime_io import Runtime, RuntimeFailed
 from hotpair.api_values import PORT
 from hotpair.cluster.configuration_io import BadKey, load_cluster, load_key
 from hotpair.cluster.configuration_keys import ConfigurationError
-from hotpair.service import build
+
+if TYPE_CHECKING:
+    from hotpair.actors.ray_actors import SupervisorActor
+    from hotpair.actors.supervisor import Supervisor
 
 log = logging.getLogger("hotpair.run")
 
@@ -67,6 +71,13 @@ def check(home: Home, server: str) -> None:
     names = [one.name for one in cluster.servers]
     if server not in names:
         raise CannotRun(f"cluster.toml has no server {server!r}: --server {' or '.join(names)}")
+
+
+async def build(home: Home, server: str, api_port: int, actor: SupervisorActor) -> Supervisor:
+    """In the supervisor's actor, which has Ray and all the rest. This process has only this function's name."""
+    from hotpair.service import build as built
+
+    return await built(home, server, api_port, actor)
 
 
 class Service:

@@ -9,7 +9,8 @@ from hotpair.actors.home import Home
 from hotpair.cluster.admission import NAME_RULE, is_name
 from hotpair.cluster.configuration import Cluster, Module, parse_cluster, parse_module
 from hotpair.cluster.configuration_checks import conflicts
-from hotpair.cluster.configuration_io import CLUSTER_FILE, load_cluster, load_modules
+from hotpair.cluster.configuration_files import CLUSTER_FILE
+from hotpair.cluster.configuration_io import load_cluster, load_modules
 from hotpair.pair_change import FIRST_MIRROR_PORT
 from hotpair.safekit_import import NotConverted, convert_cluster, convert_module, splitbrain_of
 from hotpair.safekit_xml import LARGEST_DOCUMENT, BadXml, Element, parse

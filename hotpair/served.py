@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any, Protocol, TypeVar
 
 from hotpair.access import Token, TokensUnusable
 from hotpair.actors.home import Home
 from hotpair.actors.supervisor import Standing, Supervisor
 from hotpair.api_values import Module
-from hotpair.cluster.record import Record
 from hotpair.event_hub import Entry, Hub
 from hotpair.in_thread import in_thread
 from hotpair.refreshed import Refreshed
@@ -169,10 +166,3 @@ class Served:
             return ()
         self.tokens_problem = ""
         return tokens
-
-
-def readable(record: Record | None) -> dict[str, Any] | None:
-    """The record with its ids as hexadecimal digits."""
-    if record is None:
-        return None
-    return dict(json.loads(json.dumps(asdict(record), default=lambda value: value.hex())))

@@ -15,23 +15,25 @@ import sys
 import tarfile
 import time
 from collections.abc import Iterable
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 
 from hotpair import __version__
 from hotpair.actors.home import Home
 from hotpair.client import ApiError, Client
-from hotpair.cluster.configuration_io import CLUSTER_FILE, MODULES_DIRECTORY, SUFFIX, load_cluster
+from hotpair.cluster.configuration_files import CLUSTER_FILE, MODULES_DIRECTORY, SUFFIX
+from hotpair.cluster.configuration_io import load_cluster
 from hotpair.cluster.configuration_keys import ConfigurationError
 from hotpair.cluster.record import RecordDamaged, RecordVersion
 from hotpair.cluster.record_io import RecordNotStored
 from hotpair.cluster.record_io import load as load_record
-from hotpair.served import readable
+from hotpair.record_shown import readable
 from hotpair.tokens_io import TOKENS_FILE
 
 LARGEST_PART_BYTES = 4 << 20  # of a file, its end
 SHORTEST_SECRET = 8  # bytes: shorter lines of a key file are no secret by themselves
 BLACK = b"[removed]"
-PACKAGES = ("ray", "msgpack", "psutil", "fastapi", "uvicorn", "httpx", "typer", "rich", "prometheus-client")
+PACKAGES = ("ray", "msgpack", "psutil", "fastapi", "uvicorn", "pydantic", "typer", "rich", "prometheus-client")
 
 _PEM = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 _ASSIGNED = re.compile(
@@ -144,8 +146,8 @@ def _service(home: Home) -> dict[str, object]:
         with Client.here(home) as client:
             modules = client.modules()
             return {
-                "server": client.server().model_dump(),
-                "modules": [client.details(one.module).model_dump() for one in modules],
+                "server": asdict(client.server()),
+                "modules": [asdict(client.details(one.module)) for one in modules],
                 "events": client.events(limit=1000),
                 "metrics": client.metrics(),
             }

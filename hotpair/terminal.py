@@ -1,12 +1,14 @@
-"""What the commands print: tables and lines in the product's colours. Pure."""
+"""What the commands print as tables, in the product's colours. Pure, but for `show_table`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
@@ -14,6 +16,11 @@ from rich.text import Text
 from hotpair.api_values import Checker, Details, Module
 
 BYTES = ("bytes", "KiB", "MiB", "GiB", "TiB")
+
+
+def show_table(table: Table) -> None:
+    """On standard output, as wide as the terminal is."""
+    Console().print(table)
 
 
 def modules_table(modules: Sequence[Module]) -> Table:
@@ -49,7 +56,7 @@ def details_text(details: Details) -> Table:
     table = Table(show_header=False, show_edge=False, box=None)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
-    said = details.model_dump()
+    said = asdict(details)
     module = said.pop("module")
     del said["checkers"]
     table.add_row("state", state_text(details.module.state, details.module.colour))
@@ -95,23 +102,3 @@ def bytes_text(count: int) -> str:
     while size >= 1024 and unit < len(BYTES) - 1:
         size, unit = size / 1024, unit + 1
     return f"{count} bytes" if unit == 0 else f"{size:.1f} {BYTES[unit]}"
-
-
-def event_line(entry: Mapping[str, Any]) -> str:
-    """One line, the local time first."""
-    at = datetime.fromtimestamp(entry["at"]).astimezone().isoformat(sep=" ", timespec="milliseconds")
-    match entry["kind"]:
-        case "state":
-            because = f": {entry['because']}" if entry.get("because") else ""
-            text = f"{entry['was']} -> {entry['state']}{because}"
-        case "vm":
-            text = f"VM {entry['was']} -> {entry['vm']}"
-        case "command":
-            answer = "accepted" if entry["accepted"] else f"refused: {entry['text']}"
-            text = f"command {entry['command']}: {answer}"
-        case "problem":
-            text = f"PROBLEM: {entry['text']}"
-        case _:
-            rest = {name: value for name, value in entry.items() if name not in ("at", "module", "kind")}
-            text = str(rest.get("text", rest))
-    return f"{at} {entry['module']}: {text}"

@@ -13,7 +13,6 @@ import ctypes
 import errno
 import fcntl
 import os
-import platform
 import struct
 import threading
 from collections.abc import Callable
@@ -24,9 +23,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 # asm/unistd_64.h and asm-generic/unistd.h: (openat2, io_setup, io_destroy, io_submit, io_getevents)
 _SYSCALL_NUMBERS: Final = {"x86_64": (437, 206, 207, 209, 208), "aarch64": (437, 0, 1, 2, 4)}
-if platform.machine() not in _SYSCALL_NUMBERS:
-    raise ImportError(f"no system call numbers for {platform.machine()}")
-_SYS_OPENAT2, _SYS_IO_SETUP, _SYS_IO_DESTROY, _SYS_IO_SUBMIT, _SYS_IO_GETEVENTS = _SYSCALL_NUMBERS[platform.machine()]
+if os.uname().machine not in _SYSCALL_NUMBERS:
+    raise ImportError(f"no system call numbers for {os.uname().machine}")
+_SYS_OPENAT2, _SYS_IO_SETUP, _SYS_IO_DESTROY, _SYS_IO_SUBMIT, _SYS_IO_GETEVENTS = _SYSCALL_NUMBERS[os.uname().machine]
 
 AT_FDCWD: Final = -100
 AT_SYMLINK_NOFOLLOW: Final = 0x100

@@ -1,18 +1,27 @@
-"""The command line through its entry point, before a real service with made-up mirrors and VMs; and without one."""
+"""The command line before a real service with made-up mirrors and VMs; and without one.
+
+Most commands are run in this process; each way in and out of a process of its own (exit code, what is printed until it
+ends, another user, the shell) is shown with real ones.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from hotpair.commands import main
+from hotpair.event_line import event_line
 from hotpair.shown import Colour, colour, exit_code
-from hotpair.terminal import bytes_text, event_line, modules_table
+from hotpair.terminal import bytes_text, modules_table
 from tests.api_server import ApiServer, Begin, prim, second, stopped
 
 COMMAND = [sys.executable, "-P", "-c", "from hotpair.command_line import main; raise SystemExit(main())"]
@@ -20,6 +29,17 @@ END_S = 30.0
 
 
 def run(*words: str, home: Path | str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In this process."""
+    given = [*words, *(("--home", str(home)) if home is not None else ())]
+    out, err = io.StringIO(), io.StringIO()
+    shell = mock.patch.dict(os.environ, {"COLUMNS": "200"} | environment)
+    with shell, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(given)
+    return subprocess.CompletedProcess(given, code, out.getvalue(), err.getvalue())
+
+
+def process(*words: str, home: Path | str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In one of its own, through the entry point."""
     given = [*words, *(("--home", str(home)) if home is not None else ())]
     return subprocess.run(
         [*COMMAND, *given], capture_output=True, text=True, timeout=END_S, cwd="/", check=False,
@@ -60,7 +80,7 @@ def home_of(server: ApiServer) -> str:
 
 
 def test_state_shows_both_servers(shown: ApiServer) -> None:
-    done = run("state", home=home_of(shown))
+    done = process("state", home=home_of(shown))
     assert done.returncode == 0, done.stderr
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line.strip()}
     assert rows["module"][1:4] == ["alpha", "(here)", "beta"]
@@ -70,7 +90,7 @@ def test_state_shows_both_servers(shown: ApiServer) -> None:
 
 @pytest.mark.parametrize(("module", "code"), [("db", 0), ("new", 1), ("web", 3), ("copy", 4)])
 def test_the_exit_code_of_state_is_the_modules(shown: ApiServer, module: str, code: int) -> None:
-    done = run("state", module, "--json", home=home_of(shown))
+    done = process("state", module, "--json", home=home_of(shown))
     assert done.returncode == code, done.stderr
     assert exit_code(json.loads(done.stdout)["state"]) == code
 
@@ -98,9 +118,9 @@ def test_the_table_has_the_colours(shown: ApiServer) -> None:
     assert styles[1] == ["bold green", "dim", "dim", "bold green"]
 
 
-def test_show_events_and_log(shown: ApiServer) -> None:
-    home = home_of(shown)
-    shown.group("web").details = {"vm": {"state": "on"}, "replication": {"sent_bytes": 2048}}
+def test_show_events_and_log(server: ApiServer) -> None:
+    home = home_of(server)
+    server.group("web").details = {"vm": {"state": "on"}, "replication": {"sent_bytes": 2048}}
     rows = [
         line.partition(" ")[::2] for line in map(str.strip, run("module", "show", "web", home=home).stdout.split("\n"))
     ]
@@ -118,7 +138,7 @@ def test_show_events_and_log(shown: ApiServer) -> None:
         json.loads(line)["module"] == "web"
         for line in run("events", "web", "--json", home=home).stdout.split("\n")[:-1]
     )
-    Path(shown.home.application_log("db")).write_text("one\ntwo\n")
+    Path(server.home.application_log("db")).write_text("one\ntwo\n")
     assert run("log", "db", "-n", "1", home=home).stdout == "two\n"
 
 
@@ -149,6 +169,7 @@ def test_start_wait_and_stop(server: ApiServer) -> None:
 def test_refused_commands_say_why(server: ApiServer) -> None:
     home = home_of(server)
     refused = one_line(run("swap", "db", home=home), 1)
+    assert one_line(process("swap", "db", home=home), 1) == refused
     assert refused == "hotpair: A swap needs PRIM here and SECOND at the peer, both green.\n"
     assert "runs here already" in one_line(run("prim", "web", "--force", home=home), 1)
     assert "role in the pair" in one_line(run("second", "web", "--full", home=home), 1)
@@ -209,6 +230,20 @@ def test_what_is_followed_goes_on_until_the_service_ends(server: ApiServer, word
             process.kill()
 
 
+@pytest.mark.parametrize(("words", "code"), [(("events",), 0), (("state", "db", "--json"), 5)])
+def test_nothing_is_said_when_nobody_reads(shown: ApiServer, words: tuple[str, ...], code: int) -> None:
+    """And the exit code is no state's."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [*COMMAND, *words, "--home", home_of(shown)]
+    with open(writing, "wb") as out:
+        done = subprocess.run(
+            command, stdout=out, stderr=subprocess.PIPE, timeout=END_S, cwd="/", check=False,
+            env=os.environ | {"PYTHONUNBUFFERED": ""},
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (code, b"")
+
+
 # ---- what makes no sense
 
 
@@ -226,7 +261,7 @@ def test_unknown_modules_and_bad_values_are_one_line(shown: ApiServer) -> None:
     ):
         one_line(run(*words, home=home), 2)
     one_line(run("state", "wbe", home=home), 5)  # 2 would be ALONE
-    one_line(run("state", "--jsno", home=home), 5)
+    one_line(process("state", "--jsno", home=home), 5)
 
 
 def test_without_a_service_each_command_says_so(tmp_path: Path) -> None:
@@ -251,7 +286,7 @@ def test_another_user_is_told_that_it_needs_root(shown: ApiServer) -> None:
 
 
 def test_help_lists_every_command() -> None:
-    done = run("--help")
+    done = process("--help")
     assert done.returncode == 0
     for word in (
         "state",
@@ -266,8 +301,8 @@ def test_help_lists_every_command() -> None:
         "token",
     ):
         assert f" {word} " in done.stdout, word
-    assert run("--version").stdout.startswith("hotpair ")
-    assert "usage: hotpair simulate" in run("simulate", "--help").stdout
+    assert process("--version").stdout.startswith("hotpair ")
+    assert "usage: hotpair simulate" in process("simulate", "--help").stdout
 
 
 def test_the_documentation_names_every_command() -> None:
@@ -280,7 +315,7 @@ def test_the_documentation_names_every_command() -> None:
 
 
 def test_the_shell_completes_commands() -> None:
-    done = run(_HOTPAIR_COMPLETE="complete_bash", COMP_WORDS="hotpair sta", COMP_CWORD="1")
+    done = process(_HOTPAIR_COMPLETE="complete_bash", COMP_WORDS="hotpair sta", COMP_CWORD="1")
     assert done.stdout.split() == ["start", "state"] or set(done.stdout.split()) == {"start", "state"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -145,3 +146,40 @@ def test_what_is_allowed_is_not(package: str, line: str, tmp_path: Path) -> None
     path.write_text(line)
     name = f"hotpair.{package}.module"
     assert not any(objections(package, name, imported) for imported in imports_of(path, name))
+
+
+# ---- what must begin at once
+
+# Each of them costs more than all that a question over the Unix socket needs.
+BIG = {
+    "ray", "cryptography", "pydantic", "fastapi", "starlette", "uvicorn", "httpx", "jsonschema", "requests", "winrm",
+    "prometheus_client", "asyncio", "multiprocessing", "hotpair.actors.ray_actors", "hotpair.actors.supervisor",
+    "hotpair.served", "hotpair.replication.source_process", "hotpair.replication.fuse_io",
+}  # fmt: skip
+ASKED = "from hotpair.commands import main; main({words!r})"  # nobody answers there: all until then is what counts
+
+
+@pytest.mark.parametrize(
+    ("program", "big"),
+    [
+        ("import hotpair.commands", BIG | {"typer", "rich", "tomllib"}),
+        (ASKED.format(words=["state", "web", "--home", "/nowhere"]), BIG | {"typer", "rich", "tomllib"}),
+        (ASKED.format(words=["swap", "web", "--home", "/nowhere"]), BIG | {"typer", "rich", "tomllib"}),
+        ("import hotpair.terminal", BIG | {"typer"}),
+        ("import hotpair.command_app", BIG),
+        ("import hotpair.run_command", BIG | {"typer", "rich"}),  # it must outlive Ray, and has none in it
+        ("import hotpair.join_io", BIG - {"cryptography", "asyncio", "hotpair.replication.fuse_io"}),
+        ("import hotpair.cluster.witness_command", BIG | {"typer", "rich", "psutil"}),
+        ("import hotpair.replication.__main__", (BIG | {"typer", "rich", "psutil"}) - {
+            "hotpair.replication.source_process", "hotpair.replication.fuse_io",
+        }),
+    ],
+)  # fmt: skip
+def test_what_must_begin_at_once_loads_nothing_big(program: str, big: set[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", f"{program}\nimport sys; print(*sys.modules)"],
+        capture_output=True, text=True, timeout=60, cwd="/", check=True,
+    )  # fmt: skip
+    loaded = set(done.stdout.split())
+    assert {"sys", "hotpair"} <= loaded
+    assert loaded & big == set()
