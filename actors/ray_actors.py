@@ -111,7 +111,7 @@ class HeartbeatActor:
         self._newest = Newest()
         post(None)
 
-    async def say(self, told: PeerView, said_at_ns: int) -> None:
+    async def say(self, told: PeerView | None, said_at_ns: int) -> None:
         if self._newest.is_newer(self._module, "told", said_at_ns):
             self._heartbeat.say(told)
 
@@ -240,10 +240,10 @@ class _Peer:
         self.told: PeerView | None = None
         self.is_unknown = True  # this supervisor does not know what was heard of the peer before
 
-    def say(self, told: PeerView) -> None:
+    def say(self, told: PeerView | None) -> None:
         self.told = told
         self._actor.say.remote(told, time.monotonic_ns())
-        if self.is_unknown:
+        if self.is_unknown and told is not None:
             self.is_unknown = False
             self._actor.again.remote()
 

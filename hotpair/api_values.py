@@ -30,7 +30,9 @@ class Module(BaseModel):
 
     module: str
     server: str = Field(description="Who says this")
-    state: str | None = Field(description="STOP, WAIT, ALONE, PRIM or SECOND; null when its own state cannot be read")
+    state: str | None = Field(
+        description="STOP, WAIT (also when the record cannot be read), ALONE, PRIM or SECOND; null: it cannot be said"
+    )
     ready: bool = Field(description="Green: ALONE and PRIM run the VM, PRIM has an equal copy, SECOND can take over")
     colour: Literal["red", "magenta", "green", "dim"]
     reason: str = Field(description="One sentence: why it is where it is; empty when there is nothing to say")

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from hotpair import commands_local, commands_pair
 from hotpair.actors.home import Home
+from hotpair.api_values import Module
 from hotpair.client import ApiError, Client, Refused
 from hotpair.cluster.configuration_keys import ConfigurationError
 from hotpair.command_options import CommandFailed, HomeOption, ModuleArgument, home_of
@@ -188,10 +189,15 @@ def shutdown(
     until = time.monotonic() + timeout
     with _client(home) as client:
         client.shutdown()
-        while running := [one.module for one in client.modules() if one.state not in (None, "STOP")]:
+        while running := [one.module for one in client.modules() if _is_to_stop(one)]:
             if time.monotonic() >= until:
                 raise Refused(f"not stopped within {timeout:g} s: {', '.join(running)}")
             time.sleep(LOOK_S)
+
+
+def _is_to_stop(module: Module) -> bool:
+    """Nothing is decided for one with a problem, so that it is not waited for."""
+    return not module.problem and module.state not in (None, "STOP")
 
 
 @app.command()
