@@ -24,7 +24,7 @@ from hotpair.actors.incarnation_io import Incarnation
 from hotpair.actors.mirror_keeper import MirrorFacts, MirrorKeeper
 from hotpair.actors.module_probes import prober_of
 from hotpair.actors.ray_profile import ACTOR_OPTIONS
-from hotpair.actors.said import Newest, Origin
+from hotpair.actors.said import MirrorSays, Newest, Origin
 from hotpair.actors.supervisor import MOMENT_S, Found, NotOpened, Report
 from hotpair.actors.vm_keeper import VmFacts, VmKeeper
 from hotpair.cluster.checks import Watch
@@ -136,7 +136,7 @@ class ReplicationActor:
     def __init__(self, facts: GroupFacts) -> None:
         self._held = Incarnation(facts.state, REPLICATION)
         self._post = _Post(Origin(facts.module, REPLICATION, self._held.number))
-        self._keeper = MirrorKeeper(facts.mirror, self._post)
+        self._keeper = MirrorKeeper(facts.mirror, self._post, lambda reason: self._post(MirrorSays(reason)))
         found = self._keeper.find()
         self._post(None)
         self._post(found)
@@ -144,6 +144,7 @@ class ReplicationActor:
     def find(self) -> MirrorReported:
         """As it is when asked. Said as well, so that nothing older is said after it."""
         found = self._keeper.now()
+        self._post(MirrorSays(self._keeper.reason))  # first: of what was said, the last is said again if need be
         self._post(found)
         return found
 

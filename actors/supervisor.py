@@ -20,6 +20,7 @@ from hotpair.actors.heartbeat import boot_time, data_status
 from hotpair.actors.home import Home
 from hotpair.actors.module_checks import ModuleChecks, Shown
 from hotpair.actors.module_runner import MirrorPort, ModuleRunner, NotStored, PeerPort, RunnerEnded, VmPort
+from hotpair.actors.said import MirrorSays
 from hotpair.actors.shelf_io import ModuleShelf
 from hotpair.cluster.admission import ModuleRefused, admit
 from hotpair.cluster.arbiter_io import Arbiter
@@ -59,7 +60,7 @@ MOST_EARLY = 200  # reports; helpers say each level again only when it has chang
 QUESTIONS = 8  # put to the arbiter at the same time; each blocks a thread for its time limit at most
 
 
-Report = Event | Checked | Tick | Note  # what is taken one at a time: of the module, of its checkers, for people
+Report = Event | Checked | Tick | Note | MirrorSays  # taken one at a time: of the module, its checkers, for people
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,7 @@ class Standing:
     peer_ready: bool
     in_sync: bool
     problem: str = ""
+    mirror: str = ""  # why it is not in sync, in the mirror's own words
 
 
 class UnknownModule(Exception):
@@ -151,6 +153,7 @@ class _Open:
         self.early: list[Report] = []  # what was reported while its helpers are asked what runs: it is newer than that
         self.of_peer: deque[Event] | None = None  # what the pulses said while the mirror is asked; None: it is not
         self.problem = ""
+        self.mirror_says = ""
         self.unreadable: _Unreadable | None = None
 
     @property
@@ -380,6 +383,9 @@ class Supervisor:
         if isinstance(event, Note):
             module.events.add("note", text=event.text)
             return
+        if isinstance(event, MirrorSays):
+            module.mirror_says = event.text
+            return
         runner, checks = module.runner, module.checks
         if runner is None or checks is None:
             module.early.append(event)
@@ -459,7 +465,7 @@ class Supervisor:
         if module.runner is None or module.checks is None:
             return _undecided(name, module)
         now = module.runner.module
-        return _standing(name, now, module.checks.reason(now))
+        return _standing(name, now, module.checks.reason(now), module.mirror_says)
 
     def standings(self) -> list[Standing]:
         """In the order of the modules' names."""
@@ -527,10 +533,11 @@ def _undecided(name: str, module: _Open) -> Standing:
         peer_ready=False,
         in_sync=False,
         problem=module.problem,
+        mirror=module.mirror_says,
     )
 
 
-def _standing(name: str, module: Module, checkers: str) -> Standing:
+def _standing(name: str, module: Module, checkers: str, mirror: str) -> Standing:
     peer: PeerView | None = module.peer
     return Standing(
         module=name,
@@ -545,6 +552,7 @@ def _standing(name: str, module: Module, checkers: str) -> Standing:
         peer=peer.state.value if peer is not None else "",
         peer_ready=peer is not None and peer.ready,
         in_sync=module.mirror is not None and module.mirror.in_sync,
+        mirror=mirror,
     )
 
 

@@ -47,6 +47,7 @@ class Module(BaseModel):
     peer_ready: bool
     peer_colour: Literal["red", "magenta", "green", "dim"]
     problem: str = Field(description="Why nothing can be decided for it now; empty when all is well")
+    mirror_reason: str = Field("", description="Why this server's mirror is not in sync; else empty")
 
 
 class Checker(BaseModel):

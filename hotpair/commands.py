@@ -239,6 +239,16 @@ def maintenance_off(module: ModuleArgument, home: HomeOption = None) -> None:
 
 
 @app.command()
+def retry(module: ModuleArgument, home: HomeOption = None) -> None:
+    """Have the mirror try the peer's copy again now; on the server that runs the module.
+
+    After a disk that was full there, or whatever hotpair state gives as the mirror's reason, was put right.
+    """
+    with _client(home) as client:
+        client.retry(module)
+
+
+@app.command()
 def verify(
     module: ModuleArgument,
     repair: Annotated[bool, typer.Option("--repair", help="Where they differ, the peer's copy is replaced")] = False,
