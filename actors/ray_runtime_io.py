@@ -6,6 +6,7 @@ The runtime is a child: `ray start --block` ends when any part of it has, and ta
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -54,7 +55,7 @@ class Runtime:
         self._up = False
 
     def start(self, ended: Callable[[], None]) -> None:
-        """`ended` is called once, from a thread, when the runtime is gone. Raises RuntimeFailed."""
+        """`ended` is called once, from a thread, when the runtime is gone. Raises RuntimeFailed, also when given up."""
         process = self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "ray.scripts.scripts", *self._arguments],
             cwd="/",
@@ -72,6 +73,10 @@ class Runtime:
         if not self._up:
             self.stop()
             raise RuntimeFailed("Ray does not start. It said:\n" + "".join(self._said[-LINES:]))
+
+    def give_up(self) -> None:
+        """Whoever waits in `start` does not any longer, unless it is up. For any thread."""
+        self._started.set()
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -120,4 +125,18 @@ class Runtime:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        while left := _in_session(process.pid):  # what was just being started when all of it was looked for
+            for one in left:
+                one.kill()
+            psutil.wait_procs(left, STOP_S)
         self._process = None
+
+
+def _in_session(leader: int) -> list[psutil.Process]:
+    """All that run in the session of this process, which may have ended; an actor's own sessions are others."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
