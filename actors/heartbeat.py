@@ -117,8 +117,8 @@ class Heartbeat:
 
     # ---- what others tell it
 
-    def say(self, told: PeerView) -> None:
-        """What the pulses say from now on; the next one goes at once."""
+    def say(self, told: PeerView | None) -> None:
+        """What the pulses say from now on; the next one goes at once. None: they stop until something is said."""
         self._told = told
         self._pulses.hurry()
         self._woken.set()

@@ -40,6 +40,7 @@ SALVAGE_S = 24 * 3600.0
 TURN_S = 0.2  # for a verdict that is on its way: its answer is a report, too
 ANSWER_S = 0.2  # for a report that is asked for
 NO_REPORT = (KeyError, ValueError, RecordDamaged, RecordVersion)
+LINE = "\n"
 WORDS = 2000  # bytes of its log that are repeated when it does not come up
 
 
@@ -89,9 +90,17 @@ def reported(fields: Mapping[str, Any]) -> MirrorReported:
 class MirrorKeeper:
     """Methods return at once; `hear` is called from threads of its own, one report after the other."""
 
-    def __init__(self, facts: MirrorFacts, hear: Callable[[MirrorReported | Note], None]) -> None:
+    def __init__(
+        self,
+        facts: MirrorFacts,
+        hear: Callable[[MirrorReported | Note], None],
+        says: Callable[[str], None] = lambda reason: None,
+    ) -> None:
+        """`says` gets the reason why it is not in sync, before the report that it belongs to; only when it changes."""
         self._facts = facts
         self._hear = hear
+        self._says = says
+        self.reason = ""
         self._lock = threading.Lock()
         self._talking = threading.Lock()  # held while a verdict is on its way: what is reported meanwhile waits
         self._verdicts: queue.SimpleQueue[tuple[str, dict[str, Any]] | None] = queue.SimpleQueue()
@@ -133,6 +142,7 @@ class MirrorKeeper:
             client.close()
             return self._gone()
         first = reported(fields)
+        self._because(fields.get("reason", ""))
         with self._lock:
             self._watching = client
             self._told = fields["number"]
@@ -233,13 +243,20 @@ class MirrorKeeper:
         """A report, unless it is older than a verdict that was carried out, or than the last one."""
         if fields["number"] > self._told and fields["number"] >= self._least:
             self._told = fields["number"]
-            self._say(reported(fields))
+            report = reported(fields)
+            self._because(fields.get("reason", ""))  # one of before the service was upgraded has none
+            self._say(report)
 
     def _say(self, report: MirrorReported) -> None:
         with self._settled:
             self._last, self._coming = report, False
             self._settled.notify_all()
         self._hear(report)
+
+    def _because(self, reason: str) -> None:
+        if reason != self.reason:
+            self.reason = reason
+            self._says(reason)
 
     def _is_no_report(self, error: Exception) -> None:
         log.error("%s: the mirror reports what is no report: %r", self._facts.module, error)
@@ -272,8 +289,9 @@ class MirrorKeeper:
         finally:
             os.close(readable)
         if client is None:
-            log.error("%s: the mirror did not come up as %s: %s", facts.module, role.value, self._words(said_before))
-            self._report_gone(began)
+            words = self._words(said_before)
+            log.error("%s: the mirror did not come up as %s: %s", facts.module, role.value, words)
+            self._report_gone(began, f"it did not come up as {role.value}: {words.rpartition(LINE)[2]}")
             return
         with self._lock:
             if self._closed:
@@ -316,9 +334,10 @@ class MirrorKeeper:
             self._watching = None
         self._report_gone(began)
 
-    def _report_gone(self, began: float) -> None:
+    def _report_gone(self, began: float, why: str = "") -> None:
         self._died = 0 if time.monotonic() - began > LIVED_S else self._died + 1
         with self._talking:
+            self._because(why)
             self._say(self._gone())
 
     def _gone(self) -> MirrorReported:

@@ -78,8 +78,8 @@ class ArbiterPort(Protocol):
 class PeerPort(Protocol):
     """The pulses."""
 
-    def say(self, told: PeerView) -> None:
-        """What the pulses say from now on, the next one at once."""
+    def say(self, told: PeerView | None) -> None:
+        """What the pulses say from now on, the next one at once; None: there are none."""
 
 
 class TimerPort(Protocol):

@@ -24,7 +24,7 @@ from hotpair.actors.incarnation_io import Incarnation
 from hotpair.actors.mirror_keeper import MirrorKeeper
 from hotpair.actors.module_probes import prober_of
 from hotpair.actors.ray_profile import ACTOR_OPTIONS
-from hotpair.actors.said import Newest, Origin
+from hotpair.actors.said import MirrorSays, Newest, Origin
 from hotpair.actors.supervisor import MOMENT_S, Found, NotOpened, Report
 from hotpair.actors.vm_keeper import VmKeeper
 from hotpair.cluster.checks import Watch
@@ -92,7 +92,7 @@ class HeartbeatActor:
         self._newest = Newest()
         post(None)
 
-    async def say(self, told: PeerView, said_at_ns: int) -> None:
+    async def say(self, told: PeerView | None, said_at_ns: int) -> None:
         if self._newest.is_newer(self._module, "told", said_at_ns):
             self._heartbeat.say(told)
 
@@ -117,7 +117,7 @@ class ReplicationActor:
     def __init__(self, facts: GroupFacts) -> None:
         self._held = Incarnation(facts.state, REPLICATION)
         self._post = _Post(Origin(facts.module, REPLICATION, self._held.number))
-        self._keeper = MirrorKeeper(facts.mirror, self._post)
+        self._keeper = MirrorKeeper(facts.mirror, self._post, lambda reason: self._post(MirrorSays(reason)))
         found = self._keeper.find()
         self._post(None)
         self._post(found)
@@ -125,6 +125,7 @@ class ReplicationActor:
     def find(self) -> MirrorReported:
         """As it is when asked. Said as well, so that nothing older is said after it."""
         found = self._keeper.now()
+        self._post(MirrorSays(self._keeper.reason))  # first: of what was said, the last is said again if need be
         self._post(found)
         return found
 
@@ -221,10 +222,10 @@ class _Peer:
         self.told: PeerView | None = None
         self.is_unknown = True  # this supervisor does not know what was heard of the peer before
 
-    def say(self, told: PeerView) -> None:
+    def say(self, told: PeerView | None) -> None:
         self.told = told
         self._actor.say.remote(told, time.monotonic_ns())
-        if self.is_unknown:
+        if self.is_unknown and told is not None:
             self.is_unknown = False
             self._actor.again.remote()
 

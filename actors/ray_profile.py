@@ -1,7 +1,8 @@
 """How hotpair runs Ray: each setting as data, with its reason. Pure.
 
-One runtime for each server, on loopback, with a token. Nothing in it knows the other server. Found and checked with Ray
-2.60: Ray's configuration names are its own, so what they do is looked at again with each new version.
+One runtime for each server, spoken to over loopback, with a token. Its services listen on every address all the same:
+the token refuses others, and `hotpair firewall` keeps them away. Nothing in it knows the other server. Found and
+checked with Ray 2.60: Ray's configuration names are its own, so what they do is looked at again with each new version.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ from hotpair.actors.ray_profile import Ports, environment, start_arguments
 from hotpair.actors.ray_worker import FORK_SERVER
 
 START_S = 90.0  # until it says that it is up, on a machine that has just booted
-STOP_S = 15.0  # until all its processes have gone
+STOP_S = 15.0  # until all its processes have gone that were killed
+STOPS = 3  # times that they are looked for and killed: one may just have started another
 STARTED = "Ray runtime started."
 LINES = 60  # of its output are kept, for the reason of its end
 FIRST_JOB = "01000000"  # Ray counts the programs that connect to a runtime: the one that makes the supervisor
@@ -63,7 +64,7 @@ class Runtime:
         self._up = False
 
     def start(self, ended: Callable[[], None]) -> None:
-        """`ended` is called once, from a thread, when the runtime is gone. Raises RuntimeFailed."""
+        """`ended` is called once, from a thread, when the runtime is gone. Raises RuntimeFailed, also when given up."""
         process = self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "hotpair.actors.ray_start", *self._arguments],
             cwd="/",
@@ -102,6 +103,10 @@ class Runtime:
                 start_new_session=True,
             )
 
+    def give_up(self) -> None:
+        """Whoever waits in `start` does not any longer, unless it is up. For any thread."""
+        self._started.set()
+
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
         with process.stdout as lines:
@@ -124,23 +129,26 @@ class Runtime:
 
     def processes(self) -> list[psutil.Process]:
         """All of it: the services and the actors' processes, but nothing that an actor has started in a session of
-        its own."""
-        found: list[psutil.Process] = []
-        for process in (self._process, self._fork_server):
-            if process is not None:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    found += psutil.Process(process.pid).children(recursive=True)
+        its own. What started them may have ended."""
+        leaders = [one.pid for one in (self._process, self._fork_server) if one is not None]
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if os.getsid(process.pid) in leaders and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
         return found
 
     def stop(self) -> None:
         """End all of it at once. Nothing in it has to be told: what counts is durable or will be said again, and what
-        has to go on is not among its processes. A worker that is just being made ends by itself without its raylet."""
-        roots = [one for one in (self._process, self._fork_server) if one is not None]
-        everything = self.processes()
-        for one in (*roots, *everything):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
-        for root in roots:
-            root.wait()
-        psutil.wait_procs(everything, STOP_S)
+        has to go on is not among its processes."""
+        for _ in range(STOPS):
+            if not (everything := self.processes()):
+                break
+            for one in everything:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
+            psutil.wait_procs(everything, STOP_S)
+        for root in (self._process, self._fork_server):
+            if root is not None:
+                root.wait()
         self._process = self._fork_server = None

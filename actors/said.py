@@ -12,8 +12,17 @@ from dataclasses import dataclass
 
 from hotpair.cluster.module_events import MirrorReported, PeerHeard, PeerLost, VmReported
 
+
+@dataclass(frozen=True)
+class MirrorSays:
+    """Why a module's mirror is not in sync, for people; empty when it is. The state machine is not told."""
+
+    text: str
+
+
 LEVELS: Mapping[type, str] = {
     MirrorReported: "mirror",
+    MirrorSays: "mirror's reason",
     VmReported: "VM",
     PeerHeard: "peer",
     PeerLost: "peer",

@@ -24,7 +24,7 @@ class ModuleShelf:
     """
 
     def __init__(self, state: str, mirror: str, directory: str, boot: str) -> None:
-        self._record = os.path.join(mirror, RECORD_FILE)
+        self.record_path = os.path.join(mirror, RECORD_FILE)
         self._wishes = os.path.join(state, WISHES_FILE)
         self._loop = os.path.join(state, LOOP_FILE)
         self._directory = directory
@@ -36,8 +36,13 @@ class ModuleShelf:
 
     def load(self) -> tuple[Record | None, Wishes]:
         """Raises RecordDamaged, RecordVersion, RecordNotStored or WishesUnusable, each with what to do."""
-        record, self._before = record_io.load(self._record), wishes_io.load(self._wishes)
-        return record, self._before
+        record = record_io.load(self.record_path)
+        return record, self.load_wishes()
+
+    def load_wishes(self) -> Wishes:
+        """Raises WishesUnusable."""
+        self._before = wishes_io.load(self._wishes)
+        return self._before
 
     def load_loop(self) -> LoopCounter:
         """Raises LoopCounterUnusable."""
@@ -53,7 +58,7 @@ class ModuleShelf:
         try:
             if flush:
                 flush_file_system(self._directory)
-            record_io.store(self._record, record)
+            record_io.store(self.record_path, record)
         except (OSError, record_io.RecordNotStored) as error:
             raise NotStored(str(error)) from error
 

@@ -11,14 +11,16 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from hotpair.actors import unreadable
 from hotpair.actors.event_log_io import EventLog, Note
 from hotpair.actors.heartbeat import boot_time, data_status
 from hotpair.actors.home import Home
 from hotpair.actors.module_checks import ModuleChecks, Shown
 from hotpair.actors.module_runner import MirrorPort, ModuleRunner, NotStored, PeerPort, RunnerEnded, VmPort
+from hotpair.actors.said import MirrorSays
 from hotpair.actors.shelf_io import ModuleShelf
 from hotpair.cluster.admission import ModuleRefused, admit
 from hotpair.cluster.arbiter_io import Arbiter
@@ -58,7 +60,7 @@ MOST_EARLY = 200  # reports; helpers say each level again only when it has chang
 QUESTIONS = 8  # put to the arbiter at the same time; each blocks a thread for its time limit at most
 
 
-Report = Event | Checked | Tick | Note  # what is taken one at a time: of the module, of its checkers, for people
+Report = Event | Checked | Tick | Note | MirrorSays  # taken one at a time: of the module, its checkers, for people
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class Groups(Protocol):
 class Standing:
     """A module as this server knows it, for people and programs.
 
-    `problem`: why it has no runner now; everything else is unknown then.
+    `problem`: why it has no runner now; everything else is unknown then, unless its record cannot be read: that is
+    WAIT, with what the helpers and the operator said.
     """
 
     module: str
@@ -116,6 +119,7 @@ class Standing:
     peer_ready: bool
     in_sync: bool
     problem: str = ""
+    mirror: str = ""  # why it is not in sync, in the mirror's own words
 
 
 class UnknownModule(Exception):
@@ -124,6 +128,14 @@ class UnknownModule(Exception):
 
 class NotOpened(Exception):
     """A module's helpers cannot be made, or do not say in time what runs; the text says which."""
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """What is known of a module whose record cannot be read. `vm` None: its helpers have not answered."""
+
+    vm: Vm | None
+    wishes: Wishes | None
 
 
 class _Open:
@@ -141,6 +153,8 @@ class _Open:
         self.early: list[Report] = []  # what was reported while its helpers are asked what runs: it is newer than that
         self.of_peer: deque[Event] | None = None  # what the pulses said while the mirror is asked; None: it is not
         self.problem = ""
+        self.mirror_says = ""
+        self.unreadable: _Unreadable | None = None
 
     @property
     def state(self) -> State | None:
@@ -252,7 +266,10 @@ class Supervisor:
             record, wishes = module.shelf.load()
             loop = module.shelf.load_loop()
             wishes = self._after_boot(module, wishes)
-        except (RecordDamaged, RecordVersion, RecordNotStored, WishesUnusable, LoopCounterUnusable, NotStored) as error:
+        except (RecordDamaged, RecordVersion) as error:
+            await self._cannot_be_read(module, group, error)
+            return
+        except (RecordNotStored, WishesUnusable, LoopCounterUnusable, NotStored) as error:
             self._is_broken(module, str(error))
             return
         module.early.clear()
@@ -272,7 +289,7 @@ class Supervisor:
             diary=module.events,
             clock=boot_time,
         )
-        module.runner, module.problem = runner, ""
+        module.runner, module.problem, module.unreadable = runner, "", None
         module.checks = ModuleChecks(
             module.configured,
             runner,
@@ -310,10 +327,33 @@ class Supervisor:
 
     def _is_broken(self, module: _Open, why: str) -> None:
         """Nothing is decided for it until its own state can be read and stored; what runs goes on."""
+        self._undecided(module, why, None)
+        self._loop.call_later(AGAIN_S, self._try_again, module)
+
+    def _undecided(self, module: _Open, why: str, unreadable: _Unreadable | None) -> None:
         if why != module.problem:
             module.events.add("problem", text=why)
         self._no_runner(module)
-        module.problem = why
+        module.problem, module.unreadable = why, unreadable
+
+    async def _cannot_be_read(self, module: _Open, group: Group, error: RecordDamaged | RecordVersion) -> None:
+        """It waits for the operator. What was said of it before must not be believed by the peer any more."""
+        name, before = module.configured.name, module.unreadable
+        mark, peer = self._home.overwrite_mark(name), self._settings(module.configured).peer
+        vm, wishes = None if before is None else before.vm, None
+        try:
+            wishes = module.shelf.load_wishes()
+        except WishesUnusable as unusable:
+            log.error("%s: %s", name, unusable)
+        why = unreadable.reason(error, module.shelf.record_path, mark, peer)
+        self._undecided(module, why, _Unreadable(vm, wishes))
+        group.peer.say(None)
+        try:
+            vm = (await group.find()).vm
+        except NotOpened as silent:
+            vm = None
+            log.error("%s: %s", name, silent)
+        module.unreadable = _Unreadable(vm, wishes)
         self._loop.call_later(AGAIN_S, self._try_again, module)
 
     def _no_runner(self, module: _Open) -> None:
@@ -342,6 +382,9 @@ class Supervisor:
     def _take(self, module: _Open, event: Report, replies: Callable[[Reply], None] | None = None) -> None:
         if isinstance(event, Note):
             module.events.add("note", text=event.text)
+            return
+        if isinstance(event, MirrorSays):
+            module.mirror_says = event.text
             return
         runner, checks = module.runner, module.checks
         if runner is None or checks is None:
@@ -385,6 +428,13 @@ class Supervisor:
     ) -> None:
         if isinstance(event, MirrorReported) and module.group is not None:
             module.group.link(event.mirror is not None and event.mirror.linked)
+        if isinstance(event, MirrorReported) and event.record is None and runner.module.record is not None:
+            try:  # a record does not vanish: what cannot be read is never an empty one
+                event = replace(event, record=module.shelf.load()[0])
+            except (RecordDamaged, RecordVersion, RecordNotStored, WishesUnusable):
+                self._no_runner(module)
+                self._do(self._begin(module))
+                return
         try:
             if isinstance(event, Checked | Tick):
                 checks.hear(event)
@@ -413,9 +463,9 @@ class Supervisor:
     def standing(self, name: str) -> Standing:
         module = self._module(name)
         if module.runner is None or module.checks is None:
-            return _standing(name, None, module.problem)
+            return _undecided(name, module)
         now = module.runner.module
-        return _standing(name, now, module.problem, module.checks.reason(now))
+        return _standing(name, now, module.checks.reason(now), module.mirror_says)
 
     def standings(self) -> list[Standing]:
         """In the order of the modules' names."""
@@ -464,9 +514,30 @@ def _shows_another_record(module: Module, event: PeerHeard) -> bool:
     return module.mirror is not None and (module.peer is None or module.peer.record != event.view.record)
 
 
-def _standing(name: str, module: Module | None, problem: str, checkers: str = "") -> Standing:
-    if module is None:
-        return Standing(name, None, False, problem, "", "unknown", False, False, "", "", False, False, problem)
+def _undecided(name: str, module: _Open) -> Standing:
+    """Nothing is decided for it now."""
+    found = module.unreadable
+    vm = found.vm if found is not None else None
+    wishes = found.wishes if found is not None and found.wishes is not None else Wishes()
+    return Standing(
+        module=name,
+        state=None if found is None else State.WAIT,
+        ready=False,
+        reason=module.problem,
+        vm="" if vm is None else vm.value,
+        data=data_status(None).value,
+        maintenance=wishes.maintenance,
+        wanted=wishes.wanted,
+        plan="",
+        peer="",
+        peer_ready=False,
+        in_sync=False,
+        problem=module.problem,
+        mirror=module.mirror_says,
+    )
+
+
+def _standing(name: str, module: Module, checkers: str, mirror: str) -> Standing:
     peer: PeerView | None = module.peer
     return Standing(
         module=name,
@@ -481,6 +552,7 @@ def _standing(name: str, module: Module | None, problem: str, checkers: str = ""
         peer=peer.state.value if peer is not None else "",
         peer_ready=peer is not None and peer.ready,
         in_sync=module.mirror is not None and module.mirror.in_sync,
+        mirror=mirror,
     )
 
 

@@ -26,7 +26,8 @@ def arbiter_of(cluster: Cluster, home: str) -> Arbiter:
             endpoints = [parse_address(endpoint) for endpoint in options["endpoints"]]
             return EtcdArbiter(endpoints, tls, timeout_s=options["timeout_s"], prefix=options["prefix"])
         case "fence":
-            return FenceArbiter(FenceCommand(options["command"]), options["timeout_s"])
+            peers = {one.name: cluster.peer_of(one.name).name for one in cluster.servers}
+            return FenceArbiter(FenceCommand(options["command"], peers), options["timeout_s"])
         case "ping":
             return PingArbiter([_target(address) for address in options["addresses"]], options["timeout_s"])
         case "none":

@@ -119,7 +119,7 @@ ARBITRATION_OPTIONS: dict[str, tuple[Key, ...]] = {
         *_TLS_FILES,
     ),
     "fence": (
-        Key("command", command(), REQUIRED, "Ends with 0 only if the peer is certainly off; gets the peer's name"),
+        Key("command", command(), REQUIRED, "Ends with 0 only if the peer is certainly off; HOTPAIR_PEER is its name"),
         _limit(FENCE_TIMEOUT_S),
     ),
     "ping": (

@@ -84,15 +84,18 @@ class FenceArbiter:
 class FenceCommand:
     """A command that ends with 0 if, and only if, the peer is off.
 
-    It finds HOTPAIR_PAIR, HOTPAIR_MODULE and HOTPAIR_SERVER (the server that asks) in its environment. At its time
-    limit it is killed with everything it started.
+    It finds HOTPAIR_PAIR, HOTPAIR_MODULE, HOTPAIR_SERVER (the server that asks) and HOTPAIR_PEER (the one that must be
+    off) in its environment. At its time limit it is killed with everything it started.
     """
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        """ValueError without a command."""
+    def __init__(
+        self, arguments: Sequence[str], peers: Mapping[str, str], environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`peers`: of each server's name, the other one's. ValueError without a command."""
         if not arguments:
             raise ValueError("name the command that confirms that the peer is off")
         self._arguments = tuple(arguments)
+        self._peers = dict(peers)
         self._environment = dict(os.environ if environment is None else environment)
 
     def __call__(self, claim: Claim, timeout_s: float) -> PeerOff:
@@ -100,6 +103,7 @@ class FenceCommand:
             "HOTPAIR_PAIR": claim.pair,
             "HOTPAIR_MODULE": claim.module,
             "HOTPAIR_SERVER": claim.server,
+            "HOTPAIR_PEER": self._peers[claim.server],
         }
         # Into a file: a pipe would stay open as long as anything the command has left behind.
         with tempfile.TemporaryFile() as output:

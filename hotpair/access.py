@@ -24,7 +24,7 @@ class Role(IntEnum):
     """Each may do what those below it may."""
 
     MONITOR = 1  # sees everything that is shown
-    CONTROL = 2  # runs modules: start, stop, swap, maintenance, verify
+    CONTROL = 2  # runs modules: start, stop, swap, maintenance, verify, retry
     ADMIN = 3  # decides whose data is kept: prim, second
 
     @property

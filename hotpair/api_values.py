@@ -39,7 +39,7 @@ class Module:
     module: str
     server: str = field(metadata=_means("Who says this"))
     state: str | None = field(
-        metadata=_means("STOP, WAIT, ALONE, PRIM or SECOND; null when its own state cannot be read")
+        metadata=_means("STOP, WAIT (also: its record cannot be read), ALONE, PRIM or SECOND; null: it cannot be said")
     )
     ready: bool = field(
         metadata=_means("Green: ALONE and PRIM run the VM, PRIM has an equal copy, SECOND can take over")
@@ -57,6 +57,7 @@ class Module:
     peer_ready: bool
     peer_colour: Colour
     problem: str = field(metadata=_means("Why nothing can be decided for it now; empty when all is well"))
+    mirror_reason: str = field(default="", metadata=_means("Why this server's mirror is not in sync; else empty"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,6 +142,10 @@ class Client:
     def verification(self, name: str) -> Verification:
         return self._value(Verification, self._ask("GET", f"{_path(name)}/verify"))
 
+    def retry(self, name: str) -> Done:
+        """Have the mirror try the other server's copy again now; on the server that runs the module."""
+        return self._value(Done, self._ask("POST", f"{_path(name)}/retry"))
+
     def events(self, name: str | None = None, limit: int = 100) -> list[dict[str, Any]]:
         """Oldest first."""
         return list(self._ask("GET", f"{API}/events", query=_without_none(module=name, limit=limit)))

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from hotpair.actors.home import Home
+from hotpair.api_values import Module
 from hotpair.client import Client, Refused
 from hotpair.command_options import CommandFailed, HomeOption, ModuleArgument, argument, home_of, option
 from hotpair.event_line import event_line
@@ -129,10 +130,15 @@ def shutdown(
     until = time.monotonic() + timeout
     with _client(home) as client:
         client.shutdown()
-        while running := [one.module for one in client.modules() if one.state not in (None, "STOP")]:
+        while running := [one.module for one in client.modules() if _is_to_stop(one)]:
             if time.monotonic() >= until:
                 raise Refused(f"not stopped within {timeout:g} s: {', '.join(running)}")
             time.sleep(LOOK_S)
+
+
+def _is_to_stop(module: Module) -> bool:
+    """Nothing is decided for one with a problem, so that it is not waited for."""
+    return not module.problem and module.state not in (None, "STOP")
 
 
 def prim(
@@ -165,6 +171,15 @@ def maintenance_off(module: ModuleArgument, home: HomeOption = None) -> None:
     """Automatic failover and checkers again."""
     with _client(home) as client:
         client.command(module, "maintenance", on=False)
+
+
+def retry(module: ModuleArgument, home: HomeOption = None) -> None:
+    """Have the mirror try the peer's copy again now; on the server that runs the module.
+
+    After a disk that was full there, or whatever hotpair state gives as the mirror's reason, was put right.
+    """
+    with _client(home) as client:
+        client.retry(module)
 
 
 def verify(
@@ -222,5 +237,6 @@ COMMANDS: Mapping[str, Callable[..., Any]] = {
     "second": second,
     "maintenance on": maintenance_on,
     "maintenance off": maintenance_off,
+    "retry": retry,
     "verify": verify,
 }

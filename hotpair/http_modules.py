@@ -87,6 +87,11 @@ def modules_router(served: Served, needs: Needs) -> APIRouter:
         said = None if found is None else found[0].get("replication", {}).get("verify")
         return read(Verification, {**(said or {}), "known": said is not None})
 
+    @router.post("/modules/{module}/retry", response_model=Done, dependencies=[may_run])
+    async def retry(module: str) -> Done:
+        """Have the mirror try its peer's copy again now, on the server that runs the module."""
+        return await _ask(served, module, "retry", {})
+
     @router.post("/shutdown", response_model=Done, dependencies=[needs(Role.ADMIN)])
     async def shutdown() -> Done:
         """Begin to stop all modules here, the peer's copies first, as before the host goes down.
@@ -143,7 +148,8 @@ async def _ask(served: Served, name: str, command: str, given: dict[str, Any]) -
     known = served.supervisor.known(name)
     mirror = None if known is None else known.mirror
     if mirror is None or mirror.role is not MirrorRole.SOURCE:
-        raise HTTPException(409, f"{name} does not run here: verify is for the server that runs it.")
+        word = command.partition("_")[0]
+        raise HTTPException(409, f"{name} does not run here: {word} is for the server that runs it.")
     try:
         await served.in_thread(lambda: served.mirrors.ask(name, command, given))
     except MirrorError as error:

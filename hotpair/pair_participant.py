@@ -228,7 +228,7 @@ class Here:
             said.module: Present(
                 directory=directory,
                 mirror_port=one.mirror_port,
-                state=None if said.state is None else said.state.value,
+                state=None if said.state is None or said.problem else said.state.value,
                 digest=digest(one).hex(),
                 problem=said.problem,
             )

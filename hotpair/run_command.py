@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import pickle
+import queue
 import signal
 import subprocess
 import sys
@@ -90,6 +91,9 @@ class Service:
         self._ports = Ports(ray_port)
         self._ending = threading.Event()
         self._ended = threading.Event()  # the runtime, or this service is to end
+        self._signals: queue.SimpleQueue[int] = queue.SimpleQueue()  # the only thing that a signal's handler may touch
+        self._runtime: Runtime | None = None
+        self._building: subprocess.Popen[bytes] | None = None
         os.makedirs(home.state, mode=0o700, exist_ok=True)
         self._lock = os.open(os.path.join(home.state, "service.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -99,16 +103,24 @@ class Service:
             raise CannotRun(f"it runs already for {home.state}: stop that one first") from error
 
     def __enter__(self) -> Service:
+        threading.Thread(target=self._wait_for_end, name="end", daemon=True).start()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._end)
+            signal.signal(number, lambda number, frame: self._signals.put(number))
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._lock)
 
-    def _end(self, _number: int, _frame: object) -> None:
+    def _wait_for_end(self) -> None:
+        """Whatever it waits for at the moment of the signal, it does not wait any longer."""
+        self._signals.get()
         self._ending.set()
         self._ended.set()
+        runtime, building = self._runtime, self._building
+        if runtime is not None:
+            runtime.give_up()
+        if building is not None:
+            building.kill()
 
     def run(self) -> int:
         """Until SIGTERM."""
@@ -124,17 +136,18 @@ class Service:
     def _once(self) -> None:
         """One life of the runtime."""
         self._ended.clear()
+        folder = os.path.join(FOLDERS, f"{self._ports.first}")
+        runtime = self._runtime = Runtime(folder, self._home.ray, self._ports, max(2, os.cpu_count() or 1))
         if self._ending.is_set():
             return
-        folder = os.path.join(FOLDERS, f"{self._ports.first}")
-        runtime = Runtime(folder, self._home.ray, self._ports, max(2, os.cpu_count() or 1))
         try:
             runtime.start(self._ended.set)
             if not self._ending.is_set() and self._bootstrap(runtime):
                 print("ready", flush=True)
                 self._ended.wait()
         except RuntimeFailed as error:
-            log.error("%s", error)
+            if not self._ending.is_set():
+                log.error("%s", error)
         finally:
             if not self._ending.is_set():
                 log.error("Ray has ended, and is started again. It said:\n%s", runtime.last_words)
@@ -142,19 +155,25 @@ class Service:
 
     def _bootstrap(self, runtime: Runtime) -> bool:
         work = pickle.dumps(functools.partial(build, self._home, self._server, self._api_port))
-        try:
-            done = subprocess.run(
-                [sys.executable, "-P", "-m", "hotpair.actors.ray_bootstrap", runtime.address],
-                input=work,
-                capture_output=True,
-                cwd="/",
-                env=os.environ | runtime.environment,
-                timeout=BUILD_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            log.error("the supervisor does not answer within %g s", BUILD_S)
-            return False
-        if done.returncode:
-            log.error("the supervisor cannot be made: %s", done.stderr.decode(errors="replace").strip())
-        return not done.returncode
+        with subprocess.Popen(
+            [sys.executable, "-P", "-m", "hotpair.actors.ray_bootstrap", runtime.address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env=os.environ | runtime.environment,
+        ) as building:
+            self._building = building
+            if self._ending.is_set():  # who has set it may have seen none
+                building.kill()
+            try:
+                _, said = building.communicate(work, BUILD_S)
+            except subprocess.TimeoutExpired:
+                building.kill()
+                log.error("the supervisor does not answer within %g s", BUILD_S)
+                return False
+            finally:
+                self._building = None
+        if building.returncode and not self._ending.is_set():
+            log.error("the supervisor cannot be made: %s", said.decode(errors="replace").strip())
+        return not building.returncode

@@ -116,6 +116,7 @@ class Served:
             peer_ready=said.peer_ready,
             peer_colour=colour(said.peer, ready=said.peer_ready).value,
             problem=said.problem,
+            mirror_reason=said.mirror,
         )
 
     async def details(self, name: str) -> tuple[Mapping[str, Any], float] | None:

@@ -32,6 +32,8 @@ def modules_table(modules: Sequence[Module]) -> Table:
         table.add_column(column, no_wrap=column != "why", overflow="fold")
     for one in modules:
         notes = [one.problem or one.reason]
+        if one.mirror_reason:
+            notes.append(f"Mirror: {one.mirror_reason}.")
         if one.maintenance:
             notes.insert(0, "Maintenance.")
         if one.plan:

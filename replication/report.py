@@ -51,6 +51,7 @@ class Report:
     record         as it is on disk; None when there is none yet
     bytes_changed  whole extents that the dirty log names, while the record is solo; None when it says "everything".
                    A mark to the end of a file, however long that is, counts as one extent
+    reason         for people: why it is not in sync; empty when it is, or ends
     """
 
     role: str
@@ -62,6 +63,7 @@ class Report:
     agreeing: bool = False
     record: Record | None = None
     bytes_changed: int | None = None
+    reason: str = ""
 
     def fields(self) -> dict[str, Any]:
         """As it is said on the control socket: the record in its encoded form, None when there is none."""
@@ -75,6 +77,7 @@ class Report:
             "agreeing": self.agreeing,
             "record": records.encode(self.record) if self.record is not None else None,
             "bytes_changed": self.bytes_changed,
+            "reason": self.reason,
         }
 
 
@@ -89,13 +92,16 @@ def of_source(
     agreeing: bool,
     record: Record,
     bytes_changed: int | None,
+    reason: str = "",
 ) -> Report:
     """A source that ends, or whose tap was failed, has nothing to say of a connection."""
-    if ending or mode is STOPPED:
-        stage = Reported.STOPPING if ending else Reported.FAILED
-        return Report(SOURCE, stage, record=record, bytes_changed=bytes_changed)
+    if ending:
+        return Report(SOURCE, Reported.STOPPING, record=record, bytes_changed=bytes_changed)
+    if mode is STOPPED:
+        return Report(SOURCE, Reported.FAILED, record=record, bytes_changed=bytes_changed, reason=reason)
     both = linked and in_sync
-    return Report(SOURCE, MODES[mode], linked, session, both, asked, both and agreeing, record, bytes_changed)
+    why = "" if both else reason
+    return Report(SOURCE, MODES[mode], linked, session, both, asked, both and agreeing, record, bytes_changed, why)
 
 
 def of_target(
@@ -106,6 +112,7 @@ def of_target(
     begun: bool,
     record: Record | None,
     bytes_changed: int | None,
+    reason: str = "",
 ) -> Report:
     """``begun``: a reintegration, in the present connection, is on record."""
     if ending:
@@ -114,4 +121,5 @@ def of_target(
         mode = Reported.PAIRED
     else:
         mode = Reported.FILLING if begun and linked else Reported.IDLE
-    return Report(TARGET, mode, linked, session, record=record, bytes_changed=bytes_changed)
+    why = "" if session and linked else reason
+    return Report(TARGET, mode, linked, session, record=record, bytes_changed=bytes_changed, reason=why)

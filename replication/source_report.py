@@ -42,6 +42,7 @@ class SourceReport:
             agreeing=verdicts.agreement.epoch is not None,
             record=self._copy.record,
             bytes_changed=None if self._counts_nothing else self._bytes_changed,
+            reason=self._standing.reason,
         )
 
     @property

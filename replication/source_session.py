@@ -278,10 +278,13 @@ class Session:
         self._identity = None
 
     def retry(self) -> None:
-        """The operator has put right what made the target fail."""
+        """The operator has put right what made the target fail, or refuse."""
         self._give_up = False
-        self._failure = 0
-        self._reconnect_at = 0.0
+        self._failure = self._unwelcome = 0
+        if self.connection is None:
+            self._reconnect_at = 0.0
+            self._standing.reason = f"tried again by the operator; before that: {self._standing.reason}"
+            self._standing.changed()
 
     def close(self) -> None:
         """No connection any more."""
@@ -352,9 +355,10 @@ class Session:
         self._failure = code
         if self._give_up:
             self._standing.reason = (
-                f"{what}. It is the second time: put it right there, then use the control command retry"
+                f"{what}. It is the second time, and it is not tried any more: put it right there, then say hotpair "
+                "retry here (the control command retry)"
             )
-            self._standing.say(f"not tried again: {self._standing.reason}")
+            self._standing.say(f"not tried again: {what}")
         if outdated and self._source.mode is FROZEN and self.verdicts.handover is None:
             self._source.marks.when_idle(self.verdicts.alone_now)
         self._reconnect_at = time.monotonic() + 5.0
@@ -384,6 +388,8 @@ class Session:
         meeting = self._meet(theirs, welcome["boot"])
         if meeting.source is not Side.ME:
             raise LinkLost(f"not reintegrated: {meeting.reason}")
+        if not self._failure:  # else it may fail in the same way again
+            self._standing.reason = ""
         self._standing.changed()
         marks = decode_marks(welcome["marks"] or [])  # before anything is done: the log may be busy for a moment
         self._compared |= frozenset(identities(welcome.get("changed", [])))

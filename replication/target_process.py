@@ -111,7 +111,7 @@ class TargetProcess:
             "in_sync": session.identity is not None and self.target.connection is not None,
             "inconsistent": record is not None and record.inconsistent,
             "outdated": record is not None and record.outdated,
-            "reason": session.reason,
+            "reason": session.refusal or session.reason,
             "linked": self.target.connection is not None,
             "generation": record.generation.hex() if record is not None else "",
             "applied": self.target.applied,
@@ -137,6 +137,7 @@ class TargetProcess:
             begun=session.begun,
             record=self._copy.record,
             bytes_changed=self._copy.bytes_changed,
+            reason=session.refusal or session.reason,
         )
 
     def _stop(self) -> None:

@@ -79,6 +79,7 @@ class TargetSession:
         self._asked_to_leave = False  # on the present connection
         self._farewell: Farewell | None = None
         self.reason = "no source yet"
+        self.refusal = ""  # why the last source that said hello was not admitted; empty when it was
         self.changed: Callable[[], None]  # what is reported may be another now
         target.on_message = self._message
         target.on_failure = self._failed
@@ -143,8 +144,11 @@ class TargetSession:
         if reason is not None:
             reason = frames.text(reason)
             log.warning("refused the source: %s", reason)
+            self.refusal = f"refused the source: {reason}"
+            self.changed()
             self._refuse(connection, reason)
             return
+        self.refusal = ""
         resume = self.identity is not None and hello.get("session") == self.identity
         if self._target.connection is not None:
             self.drop_connection()

@@ -247,6 +247,7 @@ class ApiServer:
         self.mirrors = Mirrors()
         self._serves = True
         self.tls = tls
+        self.boot = BOOT  # the host's
         self._configure(folder, tls)
         self.tokens = {role.word: add(self.home.below(TOKENS_FILE), role.word, role) for role in AccessRole}
         self._loop = asyncio.new_event_loop()
@@ -282,7 +283,7 @@ class ApiServer:
             lambda module: settings_of(module, cluster, "alpha"),
             groups,
             NoArbiter(),
-            boot=BOOT,
+            boot=self.boot,
         )
         for module in load_modules(self.home.configuration, cluster).accepted.values():
             await supervisor.add(module)

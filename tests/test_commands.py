@@ -18,6 +18,7 @@ from unittest import mock
 
 import pytest
 
+from hotpair.actors.said import MirrorSays
 from hotpair.commands import main
 from hotpair.event_line import event_line
 from hotpair.shown import Colour, colour, exit_code
@@ -211,6 +212,19 @@ def test_verify_says_what_differs(server: ApiServer) -> None:
     assert "for the server that runs it" in one_line(run("verify", "db", home=home_of(server)), 1)
 
 
+def test_a_stuck_mirror_is_shown_and_tried_again(server: ApiServer) -> None:
+    server.call(lambda: server.group("web").hear(MirrorSays("No space left on device")))
+    done = run("state", "web", home=home_of(server))
+    assert done.returncode == 3 and "Mirror: No space left on device." in done.stdout
+    assert "No space left on device" in run("module", "show", "web", home=home_of(server)).stdout
+    done = run("retry", "web", home=home_of(server))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert server.mirrors.asked == [("web", "retry", {})]
+    assert "retry is for the server that runs it" in one_line(run("retry", "db", home=home_of(server)), 1)
+    server.mirrors.refuses = "no answer to retry"
+    assert "no answer to retry" in one_line(run("retry", "web", home=home_of(server)), 1)
+
+
 @pytest.mark.parametrize("words", [("events", "db"), ("log", "db")])
 def test_what_is_followed_goes_on_until_the_service_ends(server: ApiServer, words: tuple[str, ...]) -> None:
     Path(server.home.application_log("db")).write_text("the driver said something\n")
@@ -316,6 +330,8 @@ def test_the_documentation_names_every_command() -> None:
 
 def test_the_shell_completes_commands() -> None:
     done = process(_HOTPAIR_COMPLETE="complete_bash", COMP_WORDS="hotpair sta", COMP_CWORD="1")
+    found = process(_HOTPAIR_COMPLETE="complete_bash", COMP_WORDS="hotpair retr", COMP_CWORD="1")
+    assert found.stdout.split() == ["retry"]
     assert done.stdout.split() == ["start", "state"] or set(done.stdout.split()) == {"start", "state"}
 
 

@@ -13,16 +13,36 @@ from pathlib import Path
 import pytest
 
 from hotpair.cluster.arbiter_io import Arbiter
+from hotpair.cluster.arbiters_io import arbiter_of
 from hotpair.cluster.arbitration import Answer, Claim, Kind, Purpose, Verdict, judge
+from hotpair.cluster.configuration import parse_cluster
 from hotpair.cluster.fence_io import OUTPUT_BYTES, FenceArbiter, FenceCommand, PeerOff
 from hotpair.cluster.ping_io import PingArbiter, Target, _checksum, _IcmpProbe, _is_echo, _wait_for_some
 from tests.witness_process import claim, free_port
 
 NOWHERE = "192.0.2.1"  # reserved for documentation (RFC 5737)
+PEERS = {"a": "b", "b": "a"}
+CLUSTER = """
+name = "rack7"
+[[servers]]
+name = "alpha"
+address = "192.0.2.1"
+networks = { lan = "192.0.2.1" }
+[[servers]]
+name = "beta"
+address = "192.0.2.2"
+networks = { lan = "192.0.2.2" }
+[arbitration]
+kind = "fence"
+[arbitration.fence]
+command = ["/bin/sh", "-c", "echo $HOTPAIR_PEER is off, says $HOTPAIR_SERVER"]
+[security]
+tls = false
+"""
 
 
 def fence(script: str, timeout_s: float = 10.0) -> Answer:
-    return FenceArbiter(FenceCommand(["/bin/sh", "-c", script]), timeout_s).claim(claim("a"))
+    return FenceArbiter(FenceCommand(["/bin/sh", "-c", script], PEERS), timeout_s).claim(claim("a"))
 
 
 def test_a_command_that_succeeds_confirms() -> None:
@@ -37,10 +57,10 @@ def test_a_command_that_fails_does_not(script: str) -> None:
 
 
 def test_a_command_that_cannot_be_started_says_so() -> None:
-    answer = FenceArbiter(FenceCommand(["/no/such/command"])).claim(claim("a"))
+    answer = FenceArbiter(FenceCommand(["/no/such/command"], PEERS)).claim(claim("a"))
     assert not answer.granted and not answer.reachable and "/no/such/command" in answer.reason
     with pytest.raises(ValueError, match="name the command"):
-        FenceCommand([])
+        FenceCommand([], PEERS)
 
 
 def test_a_command_has_a_time_limit_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -76,8 +96,15 @@ def test_much_output_is_cut_to_its_end() -> None:
 
 def test_a_command_knows_for_whom_it_is_asked() -> None:
     asked = claim("a", pair="p 1", module="vm2")
-    answer = FenceArbiter(FenceCommand(["/usr/bin/env"], {"PATH": "/usr/bin"})).claim(asked)
-    assert all(text in answer.reason for text in ("HOTPAIR_PAIR=p 1", "HOTPAIR_MODULE=vm2", "HOTPAIR_SERVER=a"))
+    answer = FenceArbiter(FenceCommand(["/usr/bin/env"], PEERS, {"PATH": "/usr/bin"})).claim(asked)
+    given = ("HOTPAIR_PAIR=p 1", "HOTPAIR_MODULE=vm2", "HOTPAIR_SERVER=a", "HOTPAIR_PEER=b")
+    assert [text for text in given if text not in answer.reason] == []
+
+
+@pytest.mark.parametrize(("asks", "is_to_be_off"), [("alpha", "beta"), ("beta", "alpha")])
+def test_as_configured_the_command_is_told_who_is_to_be_off(tmp_path: Path, asks: str, is_to_be_off: str) -> None:
+    answer = arbiter_of(parse_cluster(CLUSTER), str(tmp_path)).claim(claim(asks))
+    assert answer.granted and f"{is_to_be_off} is off, says {asks}" in answer.reason
 
 
 @pytest.mark.parametrize(
@@ -218,7 +245,7 @@ def test_targets_that_cannot_be_pinged() -> None:
 @pytest.mark.parametrize("purpose", [purpose for purpose in Purpose if purpose is not Purpose.GO_ALONE])
 def test_neither_grants_anything_but_to_a_live_server(purpose: Purpose) -> None:
     arbiters: list[Arbiter] = [
-        FenceArbiter(FenceCommand([sys.executable, "-c", ""])),
+        FenceArbiter(FenceCommand([sys.executable, "-c", ""], PEERS)),
         PingArbiter([Target("127.0.0.1")]),
     ]
     for arbiter in arbiters:

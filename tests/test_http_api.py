@@ -18,6 +18,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from hotpair.actors.said import MirrorSays
 from hotpair.api_values import API, LONGEST_BODY
 from hotpair.http_server_io import NotServed, local_socket
 from tests.api_server import ApiServer, prim, second, stopped
@@ -210,6 +211,7 @@ def test_every_role_may_look(server: ApiServer, remote: httpx.Client) -> None:
         for path in (f"{API}/modules", f"{API}/modules/web", f"{API}/events", f"{API}/modules/web/log", "/metrics"):
             assert remote.get(path, headers=bearer(server, role)).status_code == 200, (role, path)
     assert remote.post(f"{API}/modules/web/verify", json={}, headers=bearer(server, "monitor")).status_code == 403
+    assert remote.post(f"{API}/modules/web/retry", headers=bearer(server, "monitor")).status_code == 403
 
 
 def test_a_token_that_is_removed_is_refused_soon(server: ApiServer, remote: httpx.Client) -> None:
@@ -342,6 +344,22 @@ def test_verify_is_asked_of_the_mirror(server: ApiServer, local: httpx.Client) -
     server.group("db").details = {"replication": {"verify": {"running": True, "bytes_done": 7, "bytes_total": 9}}}
     said = local.get(f"{API}/modules/db/verify").json()
     assert (said["known"], said["running"], said["bytes_done"]) == (True, True, 7)
+
+
+def test_a_mirror_says_why_it_is_stuck_and_is_tried_again(server: ApiServer, local: httpx.Client) -> None:
+    full = "the peer cannot hold the copy: No space left on device"
+    server.call(lambda: server.group("web").hear(MirrorSays(full)))
+    shown = {one["module"]: one["mirror_reason"] for one in local.get(f"{API}/modules").json()}
+    assert shown == {"web": full, "db": "", "copy": ""}
+    assert local.get(f"{API}/modules/web").json()["module"]["mirror_reason"] == full
+    assert local.post(f"{API}/modules/web/retry").status_code == 200
+    assert server.mirrors.asked == [("web", "retry", {})]
+    answer = local.post(f"{API}/modules/copy/retry")
+    assert (answer.status_code, answer.json()) == (
+        409, {"error": "copy does not run here: retry is for the server that runs it."},
+    )  # fmt: skip
+    server.call(lambda: server.group("web").hear(MirrorSays("")))
+    assert local.get(f"{API}/modules/web").json()["module"]["mirror_reason"] == ""
 
 
 def test_a_mirror_that_does_not_answer_holds_nothing_up(server: ApiServer, local: httpx.Client) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hotpair.actors.said import Newest, Origin
+from hotpair.actors.said import MirrorSays, Newest, Origin
 from hotpair.cluster.module_events import Doubted, MirrorReported, PeerHeard, PeerLost, VmReported
 from hotpair.cluster.module_values import PeerView, State, Vm
 
@@ -23,6 +23,13 @@ def test_levels_of_other_things_and_modules_are() -> None:
     assert newest.is_news(Origin("web", "vm", 1), VmReported(Vm.ON), 1)
     assert newest.is_news(Origin("web", "replication", 1), MirrorReported(None, None), 1)
     assert newest.is_news(Origin("app", "heartbeat", 1), HEARD, 1)
+
+
+def test_an_older_reason_of_a_mirror_is_not_news_and_its_report_is() -> None:
+    newest, mirror = Newest(), Origin("web", "replication", 1)
+    assert newest.is_news(mirror, MirrorSays(""), 5)
+    assert not newest.is_news(mirror, MirrorSays("no room"), 4)
+    assert newest.is_news(mirror, MirrorReported(None, None), 3)
 
 
 def test_a_doubt_is_always_news() -> None:

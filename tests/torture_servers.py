@@ -13,7 +13,6 @@ import sys
 
 import pytest
 
-from hotpair.replication.control_client import ControlClient
 from tests import server_stories as stories
 from tests.pair_of_servers import Pair, pair, pair_on_small_disks, tell
 
@@ -111,7 +110,9 @@ def test_the_secondarys_disk_is_full() -> None:
         stories.same_processes(made, before)
         larger = f"remount,size={64 * MEBIBYTE}"
         subprocess.run(["mount", "-o", larger, made["b"].data("disk")], check=True)
-        with ControlClient(made["a"].home.mirror_state("app")) as control:
-            control.ask("retry")  # the second time in a row it waits for an operator
+        for name in ("a", "b"):  # either says why, in its own words
+            assert "No space left on device" in made[name].modules()["app"].mirror_reason
+        with made["a"].client() as client:
+            client.retry("app")  # the second time in a row it waits for an operator
         made.go_home()
         stories.same_processes(made, before)
