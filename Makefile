@@ -68,6 +68,9 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p hotpair
 
+# The compiled tests are kept: each worker would compile all of them
+unit test-long: export PYTHONDONTWRITEBYTECODE :=
+
 unit: $(VENV)/installed packages
 	$(BIN)/pytest -n 3 --dist worksteal
 
