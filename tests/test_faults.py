@@ -21,6 +21,7 @@ from tests.faults import (
     equal_after_stop,
     healthy,
     log_of,
+    logged,
     on_mount,
     pair_with_link,
     said,
@@ -128,17 +129,18 @@ def test_state_disk_full() -> None:
             while True:
                 ballast.write(bytes(65536))
                 ballast.flush()
-        # 30,000 marks of 48 bytes are more than was set aside
+        # 24,000 marks of 48 bytes are more than was set aside
         on_mount(
             pair,
             """
             from concurrent.futures import ThreadPoolExecutor
             f = os.open('sparse', os.O_RDWR | os.O_CREAT)
             with ThreadPoolExecutor(64) as pool:
-                list(pool.map(lambda n: os.pwrite(f, b'x', n << 17), range(30_000)))
+                list(pool.map(lambda n: os.pwrite(f, b'x', n << 17), range(24_000)))
             """,
             timeout_s=100,
         )
+        logged(pair.source, "dirty-log", "No space left on device")
         healthy(pair)
         os.unlink(f"{data}/ballast")
         equal_after_stop(pair)
