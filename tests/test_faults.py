@@ -119,7 +119,8 @@ def test_source_full_of_names() -> None:
 def test_state_disk_full() -> None:
     """The dirty log cannot grow: everything counts as dirty, and the writer goes on."""
     with (
-        MirrorPair(source_arguments=["--extent-size", "64k"]) as pair,
+        # More hot extents than are written to: an eviction waits for the disks below both copies
+        MirrorPair(source_arguments=["--extent-size", "64k", "--hot-extents", "32768"]) as pair,
         tempfile.TemporaryDirectory(dir="/dev/shm", prefix="hotpair-test-") as memory,  # for hundreds of flushes
         small_disk(memory, 12) as data,
     ):
