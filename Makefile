@@ -10,7 +10,7 @@ KERNEL_PACKAGE := linux-image-cloud-amd64
 BENCH_PACKAGES := fio glusterfs-server glusterfs-client qemu-system-x86 qemu-utils qemu-block-extra qemu-system-common gcc libc6-dev openssl iproute2
 SOURCES := pyproject.toml $(shell find hotpair actors cluster replication hyperv -name '*.py')
 
-.PHONY: demo test lint types unit packages bench-packages bench bench-failover torture torture-servers mutants protocol-mutants clean
+.PHONY: demo test lint types unit packages bench-packages bench bench-failover test-long torture torture-servers mutants protocol-mutants clean
 
 # The main job, shown on this machine: a power cut, the take-over, the return, a swap.
 demo: $(VENV)/installed $(VENV)/kernel
@@ -68,8 +68,15 @@ lint: $(VENV)/installed
 types: $(VENV)/installed
 	cd $(VENV) && bin/mypy --config-file ../pyproject.toml -p hotpair
 
+# The compiled tests are kept: each worker would compile all of them
+unit test-long: export PYTHONDONTWRITEBYTECODE :=
+
 unit: $(VENV)/installed packages
 	$(BIN)/pytest -n 3 --dist worksteal
+
+# What the tests above do in a smaller number, in its full size
+test-long: $(VENV)/installed packages
+	$(BIN)/pytest -n 3 --dist worksteal -m long -o timeout=1800 $(TEST_ARGUMENTS)
 
 bench: bench-packages
 	$(BIN)/python -m bench $(BENCH_ARGUMENTS)

@@ -25,10 +25,10 @@ FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOATIME
 class ColdReads:
     """Keeps the slots of its requests until they are answered. The loop watches ``fileno`` and calls ``completed``."""
 
-    def __init__(self, answers: Answers, disk_failed: Callable[[str], None]) -> None:
+    def __init__(self, answers: Answers, disk_failed: Callable[[str], None], queue: AioQueue | None = None) -> None:
         self._answers = answers
         self._disk_failed = disk_failed
-        self._queue = AioQueue(REQUEST_SLOTS)  # so that it has room for whatever has a slot
+        self._queue = queue or AioQueue(REQUEST_SLOTS)  # so that it has room for whatever has a slot
         self._token = 0
         self._waiting: deque[tuple[Slot, Node, int, int]] = deque()  # slot, node, offset, size
         self._under_way: dict[int, tuple[Slot, Node, int, int, int]] = {}  # slot, node, offset, bytes before it, size

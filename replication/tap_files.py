@@ -12,6 +12,7 @@ from hotpair.replication.cold_reads_io import ColdReads
 from hotpair.replication.dirty_log import Extents, Metadata
 from hotpair.replication.frames import Kind
 from hotpair.replication.limits import COLD_READS
+from hotpair.replication.linux_io import AioQueue
 from hotpair.replication.nodes import Handle, Node
 from hotpair.replication.objects_io import proc_path
 from hotpair.replication.operations import Operation, PartlyApplied, attributes
@@ -33,10 +34,16 @@ class Files:
     """A public method serves the request of its name."""
 
     def __init__(
-        self, source: Source, objects: KernelObjects, set_id: SetIdBits, answers: Answers, direct: bool
+        self,
+        source: Source,
+        objects: KernelObjects,
+        set_id: SetIdBits,
+        answers: Answers,
+        direct: bool,
+        reads: AioQueue | None = None,
     ) -> None:
         """``direct``: the kernel does not cache what is in the files."""
-        self.cold_reads = ColdReads(answers, source.disk_failed)
+        self.cold_reads = ColdReads(answers, source.disk_failed, reads)
         self._source = source
         self._direct = direct
         self._nodes, self._journal = objects.nodes, objects.journal

@@ -17,6 +17,7 @@ from hotpair.replication import fuse_abi as abi
 from hotpair.replication.activity import ActivityLog
 from hotpair.replication.fuse_io import Slot, answer_init, make_slots
 from hotpair.replication.limits import BYTES_PER_TURN, MAX_BACKGROUND, OTHERS_PER_TURN, REQUESTS_PER_TURN
+from hotpair.replication.linux_io import AioQueue
 from hotpair.replication.source import Source
 from hotpair.replication.tap_answers import Answers, Ask, out_header, unless_gone
 from hotpair.replication.tap_attributes import Attributes
@@ -47,16 +48,19 @@ class FuseTap:
         cache: str,
         journal_path: str,
         adopted: bool,
+        slots: list[Slot] | None = None,
+        reads: AioQueue | None = None,
     ) -> None:
+        """``slots`` and ``reads``: of its own, if none are given; both cost milliseconds."""
         self.fuse_fd = fuse_fd
         self._source = source
-        self._slots = make_slots()
+        self._slots = make_slots() if slots is None else slots
         self._answers = answers = Answers(fuse_fd, self._slots)
         self.objects = objects = KernelObjects(root_fd, source, activity, descriptor_limit, journal_path, adopted)
         self.nodes = objects.nodes
         self.root = objects.root
         self._set_id = SetIdBits(source, objects, answers)
-        self.files = Files(source, objects, self._set_id, answers, cache == "direct")
+        self.files = Files(source, objects, self._set_id, answers, cache == "direct", reads)
         source.answer_write = self._answer_write
         source.fail_write = answers.error
         directories = Directories(source, objects, answers)

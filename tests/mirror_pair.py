@@ -8,7 +8,8 @@
 
 Nothing is left behind: every process carries a mark in its environment by which it and what it started are found
 again, mounts below the base directory are aborted and taken away, and the port is held by a lock that the kernel
-drops with the process. If the test itself is killed, a janitor process (this module as a program) does the rest.
+drops with the process. If the test itself is killed, a janitor process (this module as a program, one for all pairs of
+a test process) does the rest.
 """
 
 import os
@@ -23,6 +24,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from functools import cache
 from types import TracebackType
 from typing import IO
 
@@ -201,6 +203,25 @@ def processes_marked(mark: str) -> list[int]:
     return found
 
 
+@cache
+def janitor() -> IO[bytes]:
+    """Started when it is needed first. What is written there is for it to read; it acts when we have ended."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.mirror_pair"],
+        stdin=subprocess.PIPE,
+        cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    return process.stdin
+
+
+def tell_janitor(mark: str, base: str) -> None:
+    """What it has to take away, should this process end now; an empty base when there is nothing any more."""
+    janitor().write(f"{mark} {base}\n".encode())
+    janitor().flush()
+
+
 class MirrorPair:
     """The two sides of one mirror on this machine, each with a data and a state directory below ``base``.
 
@@ -217,12 +238,7 @@ class MirrorPair:
         self.mount = self.source_dir
         for directory in (self.source_dir, self.target_dir, self.source_state, self.target_state):
             os.mkdir(directory)
-        self._janitor = subprocess.Popen(
-            [sys.executable, "-m", "tests.mirror_pair", self.mark, self.base],
-            stdin=subprocess.PIPE,
-            cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))),
-            start_new_session=True,
-        )
+        tell_janitor(self.mark, self.base)
         self._port = ReservedPort()
         self.source_arguments = list(source_arguments)
         self.target_arguments = list(target_arguments)
@@ -361,9 +377,7 @@ class MirrorPair:
         self.source = self.target = None
         leave_nothing(self.mark, self.base)
         self._port.close()
-        assert self._janitor.stdin is not None
-        self._janitor.stdin.close()
-        self._janitor.wait(KILL_TIMEOUT_S)
+        tell_janitor(self.mark, "")
 
     def __enter__(self) -> "MirrorPair":
         return self
@@ -412,5 +426,10 @@ def leave_nothing(mark: str, base: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.stdin.buffer.read()  # ends with the test, however it ends
-    leave_nothing(*sys.argv[1:])
+    left: dict[str, str] = {}
+    for line in sys.stdin:  # ends with the test process, however it ends
+        mark, _, base = line.rstrip("\n").partition(" ")
+        left[mark] = base
+    for mark, base in left.items():
+        if base:
+            leave_nothing(mark, base)

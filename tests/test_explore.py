@@ -13,16 +13,27 @@ from hotpair.cluster.module_values import Module, Role
 from hotpair.cluster.simulation import goals, invariants, mirrors
 from hotpair.cluster.simulation.actions import Scope, actions, cuts, pay, perform, urgent
 from hotpair.cluster.simulation.canonical import Canonical
-from hotpair.cluster.simulation.explore import begin, explore, main
+from hotpair.cluster.simulation.explore import MOST_STATES, Explorer, begin, explore, main
 from hotpair.cluster.simulation.world import FRESH, World, change, pair_in_sync
 from tests.left_out import LEFT_OUT, LeftOut
 
 ALL = Scope(Kind.NONE).faults
 
 
-@pytest.mark.parametrize("kind", [Kind.WITNESS, Kind.FENCE, Kind.NONE, Kind.MANUAL])
-def test_a_command_alone_is_safe_and_live(kind: Kind) -> None:
-    commands = (Command.START, Command.STOP, Command.SWAP, Command.RESTART, Command.STOPSTART)
+TWICE = (Command.START, Command.STOP, Command.SWAP, Command.RESTART, Command.STOPSTART)
+
+
+@pytest.mark.parametrize(
+    ("kind", "commands"),
+    [
+        (Kind.WITNESS, TWICE),
+        (Kind.FENCE, (Command.STOP, Command.SWAP, Command.RESTART)),
+        pytest.param(Kind.FENCE, TWICE, marks=pytest.mark.long),
+        (Kind.NONE, TWICE),
+        (Kind.MANUAL, TWICE),
+    ],
+)
+def test_a_command_alone_is_safe_and_live(kind: Kind, commands: tuple[Command, ...]) -> None:
     outcome = explore(Scope(kind, commands=commands), 0, 2)
     assert outcome.wrong == "", "\n".join(outcome.trace)
     assert outcome.complete
@@ -30,26 +41,40 @@ def test_a_command_alone_is_safe_and_live(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "start", "least"),
+    ("kind", "start", "writes", "least"),
     [
-        (Kind.WITNESS, "in-sync", 5_000),
-        (Kind.WITNESS, "apart", 2_000),
-        (Kind.FENCE, "in-sync", 2_000),
-        (Kind.FENCE, "apart", 1_000),
-        (Kind.NONE, "in-sync", 1_000),
-        (Kind.NONE, "apart", 500),
+        (Kind.WITNESS, "in-sync", 1, 5_000),
+        (Kind.WITNESS, "apart", 1, 5_000),
+        pytest.param(Kind.WITNESS, "apart", 2, 40_000, marks=pytest.mark.long),
+        (Kind.FENCE, "in-sync", 1, 2_000),
+        (Kind.FENCE, "apart", 2, 1_000),
+        (Kind.NONE, "in-sync", 1, 1_000),
+        (Kind.NONE, "apart", 2, 500),
     ],
 )
-def test_any_single_fault_is_survived(kind: Kind, start: str, least: int) -> None:
-    outcome = explore(Scope(kind, writes=2 if start == "apart" else 1), 1, 0, start)
+def test_any_single_fault_is_survived(kind: Kind, start: str, writes: int, least: int) -> None:
+    outcome = explore(Scope(kind, writes=writes), 1, 0, start)
     assert outcome.wrong == "", "\n".join(outcome.trace)
     assert outcome.complete
     assert outcome.transitions > least
 
 
-@pytest.mark.parametrize("kind", [Kind.WITNESS, Kind.FENCE, Kind.NONE])
-def test_a_fault_in_the_middle_of_a_command_is_survived(kind: Kind) -> None:
-    outcome = explore(Scope(kind), 1, 1)
+SWAP_ONLY = (Command.SWAP,)
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        Scope(Kind.WITNESS, faults=frozenset({"crash", "cut", "arbiter"}), commands=SWAP_ONLY),
+        Scope(Kind.FENCE, faults=frozenset({"crash", "network"}), commands=SWAP_ONLY),
+        Scope(Kind.NONE),
+        pytest.param(Scope(Kind.WITNESS), marks=pytest.mark.long),
+        pytest.param(Scope(Kind.FENCE), marks=pytest.mark.long),
+    ],
+    ids=lambda scope: f"{scope.kind.value}, {len(scope.faults)} faults, {len(scope.commands)} commands",
+)
+def test_a_fault_in_the_middle_of_a_command_is_survived(scope: Scope) -> None:
+    outcome = explore(scope, 1, 1)
     assert outcome.wrong == "", "\n".join(outcome.trace)
     assert outcome.complete
 
@@ -82,17 +107,24 @@ def test_a_split_brain_is_ended_whatever_breaks_in_the_middle(policy: str) -> No
     assert outcome.complete
 
 
+@pytest.mark.parametrize("is_complete", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("left_out", LEFT_OUT, ids=lambda rule: rule.name)
-def test_a_rule_that_is_left_out_is_noticed(left_out: LeftOut, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same scope with the rule is clean."""
-    with_it = explore(left_out.scope, left_out.faults, left_out.commands, left_out.start)
-    assert with_it.wrong == "", "\n".join(with_it.trace)
-    assert with_it.complete
-    for module, name, instead in left_out.patches:
-        monkeypatch.setattr(module, name, instead)
-    outcome = explore(left_out.scope, left_out.faults, left_out.commands, left_out.start)
+def test_a_rule_that_is_left_out_is_noticed(
+    left_out: LeftOut, is_complete: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same scope with the rule is clean: as far as it took to notice, or all of it. Liveness is seen at the end."""
+    start = begin(left_out.scope, left_out.faults, left_out.commands, left_out.start)
+    with monkeypatch.context() as without:
+        for module, name, instead in left_out.patches:
+            without.setattr(module, name, instead)
+        outcome = Explorer(left_out.scope, start).run()
     assert outcome.wrong and outcome.trace
     assert not outcome.wrong.startswith("assertion"), "an invariant must notice it, not the code itself"
+    to_the_end = is_complete or outcome.wrong.startswith("liveness")
+    with_it = Explorer(left_out.scope, start, MOST_STATES if to_the_end else outcome.states).run()
+    assert with_it.wrong == "", "\n".join(with_it.trace)
+    assert with_it.states >= outcome.states or with_it.complete
+    assert with_it.complete or not to_the_end
 
 
 def what_follows(world: World, scope: Scope) -> Iterator[World]:
@@ -108,9 +140,20 @@ def as_it_is(module: Module) -> Module:
     return module
 
 
-@pytest.mark.parametrize(("kind", "commands"), [(Kind.WITNESS, 0), (Kind.FENCE, 0), (Kind.NONE, 1)])
-def test_nothing_is_missed_by_remembering_and_passing_through(kind: Kind, commands: int) -> None:
-    scope = Scope(kind, commands=(Command.SWAP,))
+@pytest.mark.parametrize(
+    ("kind", "commands", "faults"),
+    [
+        (Kind.WITNESS, 0, ALL),
+        (Kind.FENCE, 0, ALL),
+        (Kind.NONE, 1, frozenset({"crash", "cut", "arbiter"})),
+        pytest.param(Kind.NONE, 1, ALL, marks=pytest.mark.long),
+    ],
+    ids=lambda given: f"{len(given)} faults" if isinstance(given, frozenset) else None,
+)
+def test_nothing_is_missed_by_remembering_and_passing_through(
+    kind: Kind, commands: int, faults: frozenset[str]
+) -> None:
+    scope = Scope(kind, faults=faults, commands=(Command.SWAP,))
     naming = Canonical(as_it_is, kind, is_power_lost=False)
     start = begin(scope, 1, commands)
     found = [start]

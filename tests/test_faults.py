@@ -21,6 +21,7 @@ from tests.faults import (
     equal_after_stop,
     healthy,
     log_of,
+    logged,
     on_mount,
     pair_with_link,
     said,
@@ -118,7 +119,8 @@ def test_source_full_of_names() -> None:
 def test_state_disk_full() -> None:
     """The dirty log cannot grow: everything counts as dirty, and the writer goes on."""
     with (
-        MirrorPair(source_arguments=["--extent-size", "64k"]) as pair,
+        # More hot extents than are written to: an eviction waits for the disks below both copies
+        MirrorPair(source_arguments=["--extent-size", "64k", "--hot-extents", "32768"]) as pair,
         tempfile.TemporaryDirectory(dir="/dev/shm", prefix="hotpair-test-") as memory,  # for hundreds of flushes
         small_disk(memory, 12) as data,
     ):
@@ -128,17 +130,18 @@ def test_state_disk_full() -> None:
             while True:
                 ballast.write(bytes(65536))
                 ballast.flush()
-        # 30,000 marks of 48 bytes are more than was set aside
+        # 24,000 marks of 48 bytes are more than was set aside
         on_mount(
             pair,
             """
             from concurrent.futures import ThreadPoolExecutor
             f = os.open('sparse', os.O_RDWR | os.O_CREAT)
             with ThreadPoolExecutor(64) as pool:
-                list(pool.map(lambda n: os.pwrite(f, b'x', n << 17), range(30_000)))
+                list(pool.map(lambda n: os.pwrite(f, b'x', n << 17), range(24_000)))
             """,
             timeout_s=100,
         )
+        logged(pair.source, "dirty-log", "No space left on device")
         healthy(pair)
         os.unlink(f"{data}/ballast")
         equal_after_stop(pair)

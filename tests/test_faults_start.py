@@ -1,5 +1,6 @@
 """What is wrong before anything runs: options, directories, records, certificates. One line that says what to do."""
 
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from hotpair.replication.__main__ import main
 from tests.faults import (
     Load,
     equal_after_stop,
@@ -54,8 +56,35 @@ def start_in_sync(pair: MirrorPair) -> None:
     said(pair.source, "in sync")
 
 
-def refused(pair: MirrorPair, arguments: list[str], *words: str) -> str:
-    """Run a command that must end with 2 and one line that holds all these words, in a moment; the line."""
+def run_here(arguments: list[str], said: str, complained: str) -> None:
+    """The command, in a process that was made for it."""
+    for descriptor, path in ((1, said), (2, complained)):
+        with open(path, "wb") as file:
+            os.dup2(file.fileno(), descriptor)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+    os.chdir("/")
+    sys.exit(main(arguments))
+
+
+def refused_at_once(pair: MirrorPair, arguments: list[str], *words: str) -> None:
+    """As `refused`, in a fork of this process: to start another one takes far longer than all that it does then."""
+    before = mounts_below(pair.base)
+    said, complained = f"{pair.base}/said", f"{pair.base}/complained"
+    process = multiprocessing.get_context("fork").Process(target=run_here, args=(arguments, said, complained))
+    process.start()
+    process.join(10)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        abort_mounts_below(pair.base)
+        raise AssertionError(f"accepted: {arguments}")
+    with open(said) as output, open(complained) as errors:
+        check_refusal(process.exitcode, output.read(), errors.read(), words)
+    assert mounts_below(pair.base) == before
+
+
+def refused(pair: MirrorPair, arguments: list[str], *words: str) -> None:
+    """Run a command that must end with 2 and one line that holds all these words, in a moment."""
     before = mounts_below(pair.base)
     try:
         result = subprocess.run(
@@ -69,14 +98,17 @@ def refused(pair: MirrorPair, arguments: list[str], *words: str) -> str:
     except subprocess.TimeoutExpired as error:
         abort_mounts_below(pair.base)
         raise AssertionError(f"accepted: {arguments}") from error
-    assert result.returncode == 2, f"exit code {result.returncode}: {result.stderr}"
-    assert result.stdout == ""
-    lines = result.stderr.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("hotpair: "), result.stderr
+    check_refusal(result.returncode, result.stdout, result.stderr, words)
+    assert mounts_below(pair.base) == before
+
+
+def check_refusal(code: int, output: str, errors: str, words: tuple[str, ...]) -> None:
+    assert code == 2, f"exit code {code}: {errors}"
+    assert output == ""
+    lines = errors.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("hotpair: "), errors
     for word in words:
         assert word in lines[0], f"{word!r} is not in: {lines[0]}"
-    assert mounts_below(pair.base) == before
-    return lines[0]
 
 
 def source_arguments(pair: MirrorPair) -> list[str]:
@@ -169,12 +201,12 @@ def shown(case: tuple[list[str], list[str]]) -> str:
 
 @pytest.mark.parametrize("case", BAD_FOR_BOTH + BAD_FOR_SOURCE, ids=shown)
 def test_bad_options_of_the_source(idle: MirrorPair, case: tuple[list[str], list[str]]) -> None:
-    refused(idle, source_arguments(idle) + case[0], *case[1])
+    refused_at_once(idle, source_arguments(idle) + case[0], *case[1])
 
 
 @pytest.mark.parametrize("case", BAD_FOR_BOTH + BAD_FOR_TARGET, ids=shown)
 def test_bad_options_of_the_target(idle: MirrorPair, case: tuple[list[str], list[str]]) -> None:
-    refused(idle, target_arguments(idle) + case[0], *case[1])
+    refused_at_once(idle, target_arguments(idle) + case[0], *case[1])
 
 
 def test_port_in_use(pair: MirrorPair) -> None:
@@ -263,10 +295,10 @@ def test_damaged_record(pair: MirrorPair, side: str) -> None:
     for damaged in (b"", data[:-3], flipped, os.urandom(200), data + bytes(1 << 24)):
         with open(path, "wb") as file:
             file.write(damaged)
-        refused(pair, arguments, path)
+        refused_at_once(pair, arguments, path)
     os.unlink(path)
     os.mkdir(path)
-    refused(pair, arguments, path)
+    refused_at_once(pair, arguments, path)
     os.rmdir(path)
     assert pair.compare() == []
     with open(path, "wb") as file:
@@ -381,7 +413,7 @@ def test_tls_works(certificates: str) -> None:
 def test_key_of_another_certificate(pair: MirrorPair, certificates: str) -> None:
     shutil.copy(f"{certificates}/other/one.key", f"{certificates}/wrong.key")
     for arguments in (source_arguments(pair), target_arguments(pair)):
-        refused(pair, arguments + tls(certificates, "wrong.key"), "TLS", "one.pem", "wrong.key")
+        refused_at_once(pair, arguments + tls(certificates, "wrong.key"), "TLS", "one.pem", "wrong.key")
 
 
 @pytest.mark.parametrize("of_source", ["other", "foreign", "none", "own"])

@@ -373,8 +373,17 @@ def test_a_verdict_ends_the_waiting(proxied: tuple[MirrorPair, Proxy]) -> None:
     check_that_all_is_there(pair, content)
 
 
-@pytest.mark.parametrize("who", ["source", "target", "both"])
-@pytest.mark.parametrize("delay_ms", [0, 2, 5, 10, 20, 40, 80])
+KILLED = (("source", (0, 10, 40)), ("target", (0, 10, 80)), ("both", (5, 20)))
+KILLED_AS_WELL = (("source", (2, 5, 20, 80)), ("target", (2, 5, 20, 40)), ("both", (0, 2, 10, 40, 80)))
+
+
+@pytest.mark.parametrize(
+    ("delay_ms", "who"),
+    [
+        *((delay, who) for who, delays in KILLED for delay in delays),
+        *(pytest.param(delay, who, marks=pytest.mark.long) for who, delays in KILLED_AS_WELL for delay in delays),
+    ],
+)
 def test_killed_around_the_handover(pair: MirrorPair, who: str, delay_ms: int) -> None:
     content = content_of(pair)
     ask(pair)

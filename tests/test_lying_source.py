@@ -3,13 +3,12 @@
 The name says which end is tested: the source hears lies here, the target in test_lying_target.py.
 """
 
-import itertools
 import random
 import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -35,8 +34,17 @@ from tests.programs import wait_for_end
 
 pytestmark = pytest.mark.timeout(180)
 
+T = TypeVar("T")
 Act = Callable[[Peer], None]
+# Each connection takes a quarter of a second: of the junk a third goes into a field, another third into the next one
+IN_FULL = pytest.mark.parametrize("in_full", [False, pytest.param(True, marks=pytest.mark.long)])
 FOUR_GIB = b"\xff\xff\xff\xff"
+
+
+def junk_for(fields: Iterable[T], in_full: bool) -> Iterator[tuple[T, Any]]:
+    for number, field in enumerate(fields):
+        for value in JUNK if in_full else JUNK[number % 3 :: 3]:
+            yield field, value
 
 
 class LiedTo:
@@ -201,7 +209,8 @@ def test_refusal_is_passed_on(alone: LiedTo) -> None:
     assert reason(alone) == "the peer refused: the moon is not full"
 
 
-def test_junk_in_the_welcome(alone: LiedTo) -> None:
+@IN_FULL
+def test_junk_in_the_welcome(alone: LiedTo, in_full: bool) -> None:
     deaths: list[str] = []
     keys = ("instance", "resume", "applied", "record", "boot", "marks", "extent_shift", "changed")
     marks = (
@@ -210,7 +219,8 @@ def test_junk_in_the_welcome(alone: LiedTo) -> None:
         [[b"i", [0, 1], False, False]],
         [[b"i" * 16, [5, 1], 0, 0]],
     )
-    cases: list[Any] = [alone.fake.welcome(**{key: value}) for key, value in itertools.product(keys, (*JUNK, ...))]
+    cases: list[Any] = [alone.fake.welcome(**{key: value}) for key, value in junk_for(keys, in_full)]
+    cases += [alone.fake.welcome(**{key: ...}) for key in keys]  # it is not there
     cases += [alone.fake.welcome(marks=one) for one in marks]
     for welcome in (*cases, *JUNK):
         peer, _ = alone.fake.accept()
@@ -308,7 +318,8 @@ def test_what_is_not_due_while_it_is_being_filled(alone: LiedTo, what: str) -> N
     assert not status(alone.state)["in_sync"]
 
 
-def test_junk_while_it_is_being_filled(alone: LiedTo) -> None:
+@IN_FULL
+def test_junk_while_it_is_being_filled(alone: LiedTo, in_full: bool) -> None:
     deaths: list[str] = []
     right: dict[Kind, list[Any]] = {
         Kind.APPLIED: [1],
@@ -319,13 +330,14 @@ def test_junk_while_it_is_being_filled(alone: LiedTo) -> None:
         Kind.TAKEN: [b""],
         Kind.BUSY: [1.0],
     }
-    for kind, fields in right.items():
-        for position, value in itertools.product(range(len(fields)), JUNK):
-            peer = begun(alone.fake)
-            peer.send(kind, *fields[:position], value, *fields[position + 1 :])
-            peer.sock.shutdown(1)
-            ended(peer)
-            still_there(alone, f"{kind.name} field {position} = {value!r}", deaths)
+    places = [(kind, position) for kind, fields in right.items() for position in range(len(fields))]
+    for (kind, position), value in junk_for(places, in_full):
+        fields = right[kind]
+        peer = begun(alone.fake)
+        peer.send(kind, *fields[:position], value, *fields[position + 1 :])
+        peer.sock.shutdown(1)
+        ended(peer)
+        still_there(alone, f"{kind.name} field {position} = {value!r}", deaths)
     assert not deaths, f"{len(deaths)} ways to end the source:\n" + "\n".join(deaths)
 
 
@@ -386,7 +398,8 @@ def write_then(pair: MirrorPair, fake: FakeTarget, peer: Peer, lie: Act) -> "sub
     return child
 
 
-def test_junk_in_sync(waiting: LiedTo) -> None:
+@IN_FULL
+def test_junk_in_sync(waiting: LiedTo, in_full: bool) -> None:
     deaths: list[str] = []
     right: dict[Kind, list[Any]] = {
         Kind.APPLIED: [1],
@@ -394,13 +407,14 @@ def test_junk_in_sync(waiting: LiedTo) -> None:
         Kind.CHECKED: [1, True],
         Kind.HANDED_OVER: [b""],
     }
-    for kind, fields in right.items():
-        for position, value in itertools.product(range(len(fields)), JUNK):
-            peer = waiting.fake.resume()
-            peer.send(kind, *fields[:position], value, *fields[position + 1 :])
-            peer.sock.shutdown(1)
-            ended(peer)
-            still_there(waiting, f"{kind.name} field {position} = {value!r}", deaths)
+    places = [(kind, position) for kind, fields in right.items() for position in range(len(fields))]
+    for (kind, position), value in junk_for(places, in_full):
+        fields = right[kind]
+        peer = waiting.fake.resume()
+        peer.send(kind, *fields[:position], value, *fields[position + 1 :])
+        peer.sock.shutdown(1)
+        ended(peer)
+        still_there(waiting, f"{kind.name} field {position} = {value!r}", deaths)
     assert not deaths, f"{len(deaths)} ways to end the source:\n" + "\n".join(deaths)
 
 
@@ -414,12 +428,13 @@ ANSWERS: dict[str, tuple[str, Kind, Callable[[int, Any], tuple[Any, ...]]]] = {
 }
 
 
+@IN_FULL
 @pytest.mark.parametrize("what", ANSWERS)
-def test_junk_for_an_answer_to_what_was_asked(waiting: LiedTo, what: str) -> None:
+def test_junk_for_an_answer_to_what_was_asked(waiting: LiedTo, what: str, in_full: bool) -> None:
     """The peer is asked to take over, or to compare, and answers something else."""
     command, question, answer = ANSWERS[what]
     deaths: list[str] = []
-    for junk in JUNK:
+    for junk in (junk for one, junk in junk_for(ANSWERS, in_full) if one == what):
         peer = waiting.fake.resume()
         wait_until(lambda: status(waiting.state)["in_sync"], "the source knows that it is in sync")
         ask(waiting.state, command)

@@ -21,7 +21,7 @@ from tests.posix_worker import FAULTS
 
 assert posix_scenarios_data and posix_scenarios_names and posix_scenarios_rights  # imported for their scenarios
 
-EXAMPLES = int(os.environ.get("HOTPAIR_POSIX_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("HOTPAIR_POSIX_EXAMPLES", "20"))
 STEPS = int(os.environ.get("HOTPAIR_POSIX_STEPS", "50"))
 MODES = os.environ.get("HOTPAIR_POSIX_MODES", "plain,mirror").split(",")
 

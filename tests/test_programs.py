@@ -58,7 +58,7 @@ def test_fio_reads_back_what_it_wrote(place: Place) -> None:
     def fio(number: int, directory: str, *more: str) -> None:
         engine, direct, size, kind = FIO_JOBS[number]
         blocks = f"--bsrange={size}" if "-" in size else f"--bs={size}"
-        command = [program("fio"), "--name=job", f"--filename={directory}/fio-{number}", "--size=12m", "--randseed=7"]
+        command = [program("fio"), "--name=job", f"--filename={directory}/fio-{number}", "--size=6m", "--randseed=7"]
         command += [f"--ioengine={engine}", f"--direct={direct}", blocks, f"--rw={kind}", "--verify=crc32c"]
         command += ["--iodepth=16", "--verify_fatal=1", "--fsync=100", "--end_fsync=1", "--bs_unaligned=0"]
         command += ["--blockalign=512", f"--aux-path={place.base}", *more]

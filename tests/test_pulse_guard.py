@@ -288,5 +288,12 @@ class Recordings(RuleBasedStateMachine):
             assert all(line.lost >= 0 for line in end.guard.lines.values())
 
 
+class ManyRecordings(Recordings):
+    pass
+
+
 TestRecordings = Recordings.TestCase
-TestRecordings.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestRecordings.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+TestManyRecordings = pytest.mark.long(ManyRecordings.TestCase)
+TestManyRecordings.settings = settings(max_examples=1000, stateful_step_count=40, deadline=None)

@@ -161,11 +161,20 @@ def walk_interrupted(name: str, position: int, between: int) -> list[str]:
         return stream.lost + stream.differences() + ([] if stream.in_sync else ["not in sync"])
 
 
-@pytest.mark.parametrize("between", [0, 3])
+# Every third position is reached by each of the eight kinds of small steps; all of them take half a minute
+AT_EACH = [
+    pytest.param(0, 3, id="0"),
+    pytest.param(3, 7, id="3"),
+    pytest.param(0, 1, id="0 complete", marks=pytest.mark.long),
+    pytest.param(3, 1, id="3 complete", marks=pytest.mark.long),
+]
+
+
+@pytest.mark.parametrize(("between", "stride"), AT_EACH)
 @pytest.mark.parametrize("name", WALKS)
-def test_names_change_at_each_moment_of_the_walk(name: str, between: int) -> None:
+def test_names_change_at_each_moment_of_the_walk(name: str, between: int, stride: int) -> None:
     wrong = {}
-    for position in range(0, SMALL_STEPS, 1 if between == 0 else 4):
+    for position in range(0, SMALL_STEPS, stride):
         found = walk_interrupted(name, position, between)
         if found:
             wrong[position] = found

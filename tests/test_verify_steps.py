@@ -164,10 +164,15 @@ def run_with(change: str, position: int, repair: bool) -> list[Any]:
         return [item for item in wrong if item]
 
 
+# Every 13th moment is one after each of the seven kinds of small steps, with and without repair
+AT_EACH = [pytest.param(range(0, STEPS, 13), id="13th"), pytest.param(range(STEPS), id="all", marks=pytest.mark.long)]
+
+
+@pytest.mark.parametrize("positions", AT_EACH)
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_at_each_moment(change: str) -> None:
+def test_a_change_at_each_moment(change: str, positions: range) -> None:
     wrong = {}
-    for position in range(0, STEPS, 5):
+    for position in positions:
         found = run_with(change, position, repair=bool(position % 2))
         if found:
             wrong[position] = found
@@ -183,7 +188,10 @@ def test_the_run_has_no_more_steps_than_that() -> None:
         assert not verification.running
 
 
-@pytest.mark.parametrize("position", range(0, STEPS, 5))
+@pytest.mark.parametrize(
+    "position",
+    [position if position % 13 == 0 else pytest.param(position, marks=pytest.mark.long) for position in range(STEPS)],
+)
 def test_the_link_is_lost_while_it_is_repaired(position: int) -> None:
     """The session goes on after it, with what was sent for the repair; a second run finds what is left."""
     with VerifyPair() as pair:
