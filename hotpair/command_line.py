@@ -26,11 +26,6 @@ def main() -> int:
         from hotpair.demo_command import main as demo
 
         return demo(arguments[1:])
-    if arguments == ["--version"]:
-        from hotpair import __version__
-
-        print(f"hotpair {__version__}")
-        return 0
     from hotpair.commands import main as commands
 
     return commands(arguments)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any
 
 from hotpair import commands_asking
 from hotpair.client import ApiError, Refused
 from hotpair.cluster.configuration_keys import ConfigurationError
-from hotpair.command_options import CommandFailed, plainly
+from hotpair.command_options import CommandFailed, argument
+from hotpair.command_parsers import parser_of, tree
 from hotpair.shown import NOT_KNOWN
 
 REFUSED, NOT_DONE, INTERRUPTED = 1, 2, 130
@@ -46,27 +47,38 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: list[str]) -> Any:
-    found = _found(arguments)
-    if found is not None:
-        command, words = found
-        given = plainly(command, words)
-        if given is not None:
-            return command(**given)
-    from hotpair.command_app import run
+    commands = commands_asking.COMMANDS
+    words = _words(arguments, commands)
+    if not words:
+        commands = all_commands()
+        words = _words(arguments, commands)
+    try:
+        if not words:
+            tree(commands).parse_args(arguments).shown.print_help(sys.stderr)
+            return NOT_DONE
+        given = parser_of(words, commands[words]).parse_intermixed_args(arguments[len(words.split()) :])
+    except SystemExit:  # --help or --version, and it is printed
+        return 0
+    return commands[words](**vars(given))
 
-    return run(arguments)
+
+def _words(arguments: list[str], commands: Mapping[str, Callable[..., Any]]) -> str:
+    """Those that name a command, if any do."""
+    return next((words for count in (1, 2) if (words := " ".join(arguments[:count])) in commands), "")
 
 
-def _found(arguments: list[str]) -> tuple[Callable[..., Any], list[str]] | None:
-    """The command, and the words after it."""
-    names = [(" ".join(arguments[:count]), arguments[count:]) for count in (1, 2)]
-    for name, words in names:
-        if name in commands_asking.COMMANDS:
-            return commands_asking.COMMANDS[name], words
+def all_commands() -> dict[str, Callable[..., Any]]:
     from hotpair import commands_local, commands_pair
 
     others = {**commands_local.COMMANDS, **commands_pair.COMMANDS}
-    return next(((others[name], words) for name, words in names if name in others), None)
+    return {**commands_asking.COMMANDS, **others, "completion": completion}
+
+
+def completion(shell: Annotated[str, argument(choices=("bash", "zsh"), help="bash or zsh")]) -> None:
+    """Print what makes a shell complete these commands."""
+    import shtab
+
+    print(shtab.complete(tree(all_commands()), shell))
 
 
 def _say(text: str, code: int) -> int:

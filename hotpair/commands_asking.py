@@ -22,7 +22,7 @@ BEGIN_S = 1.0  # until a comparison that was just begun is seen: what the servic
 
 
 def state(
-    module: Annotated[str | None, argument(help="All modules if left out")] = None,
+    module: Annotated[str | None, argument(metavar="MODULE", help="All modules if left out")] = None,
     as_json: Annotated[bool, option("--json", help="For programs")] = False,
     home: HomeOption = None,
 ) -> int:
@@ -59,7 +59,7 @@ def show(
 
 
 def events(
-    module: Annotated[str | None, argument(help="All modules if left out")] = None,
+    module: Annotated[str | None, argument(metavar="MODULE", help="All modules if left out")] = None,
     follow: Annotated[bool, option("--follow", "-f", help="Go on with what happens, until Ctrl-C")] = False,
     lines: Annotated[int, option("--lines", "-n", least=1, most=1000, help="How many of the past")] = 50,
     as_json: Annotated[bool, option("--json", help="One object for each line")] = False,

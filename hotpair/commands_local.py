@@ -113,12 +113,10 @@ def support(
 
 def token_add(
     name: Annotated[str, argument(metavar="NAME", help="Whose it is")],
-    role: Annotated[str, option("--role", help=", ".join(WORDS))] = "monitor",
+    role: Annotated[str, option("--role", choices=tuple(WORDS), help=", ".join(WORDS))] = "monitor",
     home: HomeOption = None,
 ) -> None:
     """Make a token and print it: it is not kept, only its SHA-256 is."""
-    if role not in WORDS:
-        raise CommandFailed(f"{role!r} is no role: give one of {', '.join(WORDS)}")
     from hotpair.tokens_io import TOKENS_FILE, add
 
     try:
@@ -153,7 +151,7 @@ def token_list(home: HomeOption = None) -> None:
 
 def import_safekit(
     userconfig: Annotated[str, argument(metavar="USERCONFIG.XML", help="The module's configuration")],
-    cluster: Annotated[str | None, argument(metavar="[CLUSTER.XML]", help="If there is no cluster.toml yet")] = None,
+    cluster: Annotated[str | None, argument(metavar="CLUSTER.XML", help="If there is no cluster.toml yet")] = None,
     name: Annotated[str | None, option("--name", help="The module's; by default from the file's place")] = None,
     home: HomeOption = None,
 ) -> None:

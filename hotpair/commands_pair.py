@@ -16,7 +16,9 @@ from hotpair.invitations import LONGEST_MINUTES, VALID_MINUTES, NoToken, read_to
 from hotpair.pair_init import MEANINGS, NotUnderstood, Options
 
 FromOption = Annotated[str | None, option("--from", metavar="FILE.toml", help="The module's file")]
-PortOption = Annotated[int | None, option("--port", help="Of its mirror and pulses; a free one if left out")]
+PortOption = Annotated[
+    int | None, option("--port", least=1, most=65535, help="Of its mirror and pulses; a free one if left out")
+]
 MinutesOption = Annotated[float, option("--minutes", least=1, most=LONGEST_MINUTES, help="How long the token is valid")]
 OverwriteOption = Annotated[
     bool, option("--overwrite", help="What is in the directory on the server without the data is given up")
@@ -45,7 +47,7 @@ def init(
         str | None,
         option("--witness-authority", metavar="FILE", help="Who signed its certificate; else one is made for it"),
     ] = None,
-    witness_tls: Annotated[bool, option("--witness-tls/--no-witness-tls", help="TLS to the witness")] = True,
+    witness_tls: Annotated[bool, option("--witness-tls", help="TLS to the witness")] = True,
     etcd: Annotated[list[str] | None, option("--etcd", metavar="HOST:PORT", help="A member; repeat")] = None,
     fence: Annotated[str, option("--fence", metavar="COMMAND", help="Ends with 0 if the peer is off")] = "",
     ping: Annotated[list[str] | None, option("--ping", metavar="ADDRESS", help="Numeric; repeat")] = None,

@@ -33,7 +33,7 @@ from hotpair.tokens_io import TOKENS_FILE
 LARGEST_PART_BYTES = 4 << 20  # of a file, its end
 SHORTEST_SECRET = 8  # bytes: shorter lines of a key file are no secret by themselves
 BLACK = b"[removed]"
-PACKAGES = ("ray", "msgpack", "psutil", "fastapi", "uvicorn", "pydantic", "typer", "rich", "prometheus-client")
+PACKAGES = ("ray", "msgpack", "psutil", "fastapi", "uvicorn", "pydantic", "rich", "prometheus-client")
 
 _PEM = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(-----END [A-Z ]*PRIVATE KEY-----|\Z)", re.DOTALL)
 _ASSIGNED = re.compile(

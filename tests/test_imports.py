@@ -162,15 +162,15 @@ ASKED = "from hotpair.commands import main; main({words!r})"  # nobody answers t
 @pytest.mark.parametrize(
     ("program", "big"),
     [
-        ("import hotpair.commands", BIG | {"typer", "rich", "tomllib"}),
-        (ASKED.format(words=["state", "web", "--home", "/nowhere"]), BIG | {"typer", "rich", "tomllib"}),
-        (ASKED.format(words=["swap", "web", "--home", "/nowhere"]), BIG | {"typer", "rich", "tomllib"}),
-        ("import hotpair.terminal", BIG | {"typer"}),
-        ("import hotpair.command_app", BIG),
-        ("import hotpair.run_command", BIG | {"typer", "rich"}),  # it must outlive Ray, and has none in it
+        ("import hotpair.commands", BIG | {"rich", "shtab", "tomllib"}),
+        (ASKED.format(words=["state", "web", "--home", "/nowhere"]), BIG | {"rich", "shtab", "tomllib"}),
+        (ASKED.format(words=["swap", "web", "--home", "/nowhere"]), BIG | {"rich", "shtab", "tomllib"}),
+        ("import hotpair.terminal", BIG),
+        ("from hotpair.commands import all_commands; all_commands()", BIG),
+        ("import hotpair.run_command", BIG | {"rich"}),  # it must outlive Ray, and has none in it
         ("import hotpair.join_io", BIG - {"cryptography", "asyncio", "hotpair.replication.fuse_io"}),
-        ("import hotpair.cluster.witness_command", BIG | {"typer", "rich", "psutil"}),
-        ("import hotpair.replication.__main__", (BIG | {"typer", "rich", "psutil"}) - {
+        ("import hotpair.cluster.witness_command", BIG | {"rich", "psutil"}),
+        ("import hotpair.replication.__main__", (BIG | {"rich", "psutil"}) - {
             "hotpair.replication.source_process", "hotpair.replication.fuse_io",
         }),
     ],
