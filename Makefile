@@ -72,7 +72,7 @@ types: $(VENV)/installed
 unit test-long: export PYTHONDONTWRITEBYTECODE :=
 
 unit: $(VENV)/installed packages
-	$(BIN)/pytest -n 3 --dist worksteal
+	$(BIN)/pytest -n 6 --dist worksteal
 
 # What the tests above do in a smaller number, in its full size
 test-long: $(VENV)/installed packages

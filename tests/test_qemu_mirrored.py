@@ -33,7 +33,8 @@ def prepare(pair: MirrorPair, aio: str = "threads") -> Place:
     """A guest in the mirrored directory."""
     guest = build(Path(tempfile.gettempdir()) / f"hotpair-guest-{os.getuid()}")
     pair.start()
-    run(pair, ["cp", str(guest.kernel), str(guest.initrd), pair.mount])
+    for file, name in ((guest.kernel, "kernel"), (guest.initrd, "initrd")):
+        run(pair, ["cp", str(file), f"{pair.mount}/{name}"])
     run(pair, ["truncate", "-s", "4M", f"{pair.mount}/disk.raw"])
     run(pair, ["tee", f"{pair.mount}/vm.toml"], given=DESCRIPTION.replace("AIO", aio))
     return Place(
