@@ -95,7 +95,8 @@ mutants: $(VENV)/installed packages
 	$(BIN)/python tests/mutants.py $(MUTANT_ARGUMENTS)
 
 protocol-mutants: $(VENV)/installed
-	PYTHONPATH=. $(BIN)/python tests/protocol_mutants.py $(MUTANT_ARGUMENTS)
+	$(BIN)/python -P -c 'import sys; sys.path.append("."); from tests.protocol_mutants import main; sys.exit(main(sys.argv[1:]))' \
+	  $(MUTANT_ARGUMENTS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -37,8 +37,8 @@ class RecordDamaged(Exception):
     def __init__(self, reason: str, path: str | None = None) -> None:
         where = f"the module's record {path}" if path else "the module's record"
         super().__init__(
-            f"{where} is damaged: {reason}. Check this server's disk, then restore the file from a backup, or remove "
-            "it so that the copy is compared in full with the peer's"
+            f"{where} is damaged: {reason}. Check this server's disk; do not put back an older one, which would say "
+            'what the copy was worth then (docs/commands.md, "A record that cannot be read")'
         )
         self.reason = reason
 

@@ -1,9 +1,8 @@
 """Hand-made bugs in the protocol's real cores, and how many simulated lives it takes to notice each.
 
-    python tests/protocol_mutants.py [--only NAME] [--seeds N] [--jobs N] [--list]
+    make protocol-mutants MUTANT_ARGUMENTS="[--only NAME] [--seeds N] [--jobs N] [--list]"
 
-Prints seeds to detection for each; the exit code is 1 when one is not noticed within the limit (2,000). Run it with
-the package installed, and the checkout in PYTHONPATH for the mutants themselves.
+Prints seeds to detection for each; the exit code is 1 when one is not noticed within the limit (2,000).
 """
 
 from __future__ import annotations

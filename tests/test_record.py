@@ -151,7 +151,7 @@ def test_a_sealed_payload_that_is_no_record_is_refused(payload: bytes) -> None:
 
 
 def test_errors_say_what_to_do() -> None:
-    assert "restore the file from a backup" in str(RecordDamaged("x"))
+    assert "A record that cannot be read" in str(RecordDamaged("x"))
     assert "start the program that wrote it" in str(RecordVersion(2))
 
 
