@@ -19,13 +19,14 @@ from typing import Any
 import ray
 
 from hotpair.actors.group_facts import GroupFacts
+from hotpair.actors.groups import Found, NotOpened, Report
 from hotpair.actors.heartbeat import Heartbeat
 from hotpair.actors.incarnation_io import Incarnation
 from hotpair.actors.mirror_keeper import MirrorKeeper
 from hotpair.actors.module_probes import prober_of
 from hotpair.actors.ray_profile import ACTOR_OPTIONS
 from hotpair.actors.said import MirrorSays, Newest, Origin
-from hotpair.actors.supervisor import MOMENT_S, Found, NotOpened, Report
+from hotpair.actors.supervisor import MOMENT_S
 from hotpair.actors.vm_keeper import VmKeeper
 from hotpair.cluster.checks import Watch
 from hotpair.cluster.module_events import MirrorReported, VmReported

@@ -11,22 +11,24 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 from hotpair.actors import unreadable
 from hotpair.actors.event_log_io import EventLog, Note
-from hotpair.actors.heartbeat import boot_time, data_status
+from hotpair.actors.groups import Group, Groups, NotOpened, Report
+from hotpair.actors.heartbeat import boot_time
 from hotpair.actors.home import Home
 from hotpair.actors.module_checks import ModuleChecks, Shown
-from hotpair.actors.module_runner import MirrorPort, ModuleRunner, NotStored, PeerPort, RunnerEnded, VmPort
+from hotpair.actors.module_runner import ModuleRunner, NotStored, RunnerEnded
+from hotpair.actors.open_module import OpenModule, Standing, Unreadable, standing_of
 from hotpair.actors.said import MirrorSays
 from hotpair.actors.shelf_io import ModuleShelf
 from hotpair.cluster.admission import ModuleRefused, admit
 from hotpair.cluster.arbiter_io import Arbiter
 from hotpair.cluster.arbitration import Claim, keeps_epochs, unreachable
 from hotpair.cluster.checker_rules import Tick
-from hotpair.cluster.checks import Checked, Watch
+from hotpair.cluster.checks import Checked
 from hotpair.cluster.configuration import Cluster
 from hotpair.cluster.configuration import Module as Configured
 from hotpair.cluster.loop_counter_io import LoopCounterUnusable
@@ -45,7 +47,7 @@ from hotpair.cluster.module_events import (
     Timer,
     TimerFired,
 )
-from hotpair.cluster.module_values import Mirror, Module, PeerView, Settings, State, Vm, ready
+from hotpair.cluster.module_values import Module, Settings, State, Vm
 from hotpair.cluster.record import RecordDamaged, RecordVersion
 from hotpair.cluster.record_io import RecordNotStored
 from hotpair.cluster.wishes_io import Wishes, WishesUnusable
@@ -60,106 +62,8 @@ MOST_EARLY = 200  # reports; helpers say each level again only when it has chang
 QUESTIONS = 8  # put to the arbiter at the same time; each blocks a thread for its time limit at most
 
 
-Report = Event | Checked | Tick | Note | MirrorSays  # taken one at a time: of the module, its checkers, for people
-
-
-@dataclass(frozen=True)
-class Found:
-    """What runs of a module when its supervisor starts."""
-
-    mirror: Mirror | None
-    vm: Vm
-    bytes_changed: int | None
-
-
-class Group(MirrorPort, Protocol):
-    """A module's three helpers. The mirror's methods are its own; `vm` and `peer` are the others'."""
-
-    @property
-    def vm(self) -> VmPort: ...
-    @property
-    def peer(self) -> PeerPort: ...
-    def link(self, lives: bool) -> None: ...
-    async def ask_mirror(self) -> None:
-        """Have the mirror say how it is now, to `hear`; returns when that was heard, or it does not answer."""
-
-    def check(self, watch: Watch) -> None:
-        """Which checks are to be made from now on."""
-
-    async def find(self) -> Found:
-        """Raises NotOpened."""
-
-    async def status(self) -> Mapping[str, Any]: ...
-    async def close(self) -> None: ...
-
-
-class Groups(Protocol):
-    async def open(self, module: Configured, hear: Callable[[Report], None]) -> Group:
-        """`hear` may be called from any thread."""
-
-
-@dataclass(frozen=True)
-class Standing:
-    """A module as this server knows it, for people and programs.
-
-    `problem`: why it has no runner now; everything else is unknown then, unless its record cannot be read: that is
-    WAIT, with what the helpers and the operator said.
-    """
-
-    module: str
-    state: State | None
-    ready: bool
-    reason: str
-    vm: str
-    data: str
-    maintenance: bool
-    wanted: bool
-    plan: str
-    peer: str
-    peer_ready: bool
-    in_sync: bool
-    problem: str = ""
-    mirror: str = ""  # why it is not in sync, in the mirror's own words
-
-
 class UnknownModule(Exception):
     """There is no module of this name here."""
-
-
-class NotOpened(Exception):
-    """A module's helpers cannot be made, or do not say in time what runs; the text says which."""
-
-
-@dataclass(frozen=True)
-class _Unreadable:
-    """What is known of a module whose record cannot be read. `vm` None: its helpers have not answered."""
-
-    vm: Vm | None
-    wishes: Wishes | None
-
-
-class _Open:
-    """One module that is open on this server."""
-
-    def __init__(self, configured: Configured, shelf: ModuleShelf, events: EventLog) -> None:
-        self.configured = configured
-        self.shelf = shelf
-        self.events = events
-        self.group: Group | None = None
-        self.runner: ModuleRunner | None = None
-        self.checks: ModuleChecks | None = None
-        self.checks_timer: asyncio.TimerHandle | None = None
-        self.timers: dict[Timer, asyncio.TimerHandle] = {}
-        self.early: list[Report] = []  # what was reported while its helpers are asked what runs: it is newer than that
-        self.of_peer: deque[Event] | None = None  # what the pulses said while the mirror is asked; None: it is not
-        self.problem = ""
-        self.mirror_says = ""
-        self.unreadable: _Unreadable | None = None
-
-    @property
-    def state(self) -> State | None:
-        """None: nothing is decided for it now."""
-        return None if self.runner is None else self.runner.module.state
 
 
 class Supervisor:
@@ -182,7 +86,7 @@ class Supervisor:
         self._arbiter = arbiter
         self._boot = boot
         self._listeners: list[Callable[[Mapping[str, Any]], None]] = []
-        self._open: dict[str, _Open] = {}
+        self._open: dict[str, OpenModule] = {}
         self._asking = ThreadPoolExecutor(QUESTIONS, "arbiter")
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -197,7 +101,7 @@ class Supervisor:
         shelf = ModuleShelf(
             home.module_state(name), home.mirror_state(name), home.below(configured.directory), self._boot
         )
-        module = _Open(configured, shelf, EventLog(home.event_log(name), name, self._said))
+        module = OpenModule(configured, shelf, EventLog(home.event_log(name), name, self._said))
         self._open[name] = module
         module.group = await self._groups.open(configured, lambda event: self._post(module, event))
         await self._begin(module)
@@ -239,7 +143,7 @@ class Supervisor:
                 await self.command(module.configured.name, Command.STOP)
             await self._until_all(modules, State.STOP)
 
-    async def _until_all(self, modules: list[_Open], wanted: State) -> None:
+    async def _until_all(self, modules: list[OpenModule], wanted: State) -> None:
         """Those without a runner are not waited for."""
         changed = asyncio.Event()
         forget = self.listen(lambda entry: changed.set())
@@ -259,7 +163,7 @@ class Supervisor:
             task.cancel()
         self._asking.shutdown(wait=False, cancel_futures=True)
 
-    async def _begin(self, module: _Open) -> None:
+    async def _begin(self, module: OpenModule) -> None:
         group = module.group
         assert group is not None
         try:
@@ -312,7 +216,7 @@ class Supervisor:
         for report in early:
             self._take(module, report)
 
-    def _after_boot(self, module: _Open, wishes: Wishes) -> Wishes:
+    def _after_boot(self, module: OpenModule, wishes: Wishes) -> Wishes:
         """Where the host was booted since, the module's `boot` says whether it is to run."""
         if wishes.boot == self._boot:
             return wishes
@@ -320,23 +224,23 @@ class Supervisor:
         module.shelf.remember(wanted=wanted, maintenance=wishes.maintenance)
         return Wishes(wanted, wishes.maintenance, self._boot)
 
-    async def _end(self, module: _Open) -> None:
+    async def _end(self, module: OpenModule) -> None:
         self._no_runner(module)
         if module.group is not None:
             await module.group.close()
 
-    def _is_broken(self, module: _Open, why: str) -> None:
+    def _is_broken(self, module: OpenModule, why: str) -> None:
         """Nothing is decided for it until its own state can be read and stored; what runs goes on."""
         self._undecided(module, why, None)
         self._loop.call_later(AGAIN_S, self._try_again, module)
 
-    def _undecided(self, module: _Open, why: str, unreadable: _Unreadable | None) -> None:
+    def _undecided(self, module: OpenModule, why: str, unreadable: Unreadable | None) -> None:
         if why != module.problem:
             module.events.add("problem", text=why)
         self._no_runner(module)
         module.problem, module.unreadable = why, unreadable
 
-    async def _cannot_be_read(self, module: _Open, group: Group, error: RecordDamaged | RecordVersion) -> None:
+    async def _cannot_be_read(self, module: OpenModule, group: Group, error: RecordDamaged | RecordVersion) -> None:
         """It waits for the operator. What was said of it before must not be believed by the peer any more."""
         name, before = module.configured.name, module.unreadable
         mark, peer = self._home.overwrite_mark(name), self._settings(module.configured).peer
@@ -346,17 +250,17 @@ class Supervisor:
         except WishesUnusable as unusable:
             log.error("%s: %s", name, unusable)
         why = unreadable.reason(error, module.shelf.record_path, mark, peer)
-        self._undecided(module, why, _Unreadable(vm, wishes))
+        self._undecided(module, why, Unreadable(vm, wishes))
         group.peer.say(None)
         try:
             vm = (await group.find()).vm
         except NotOpened as silent:
             vm = None
             log.error("%s: %s", name, silent)
-        module.unreadable = _Unreadable(vm, wishes)
+        module.unreadable = Unreadable(vm, wishes)
         self._loop.call_later(AGAIN_S, self._try_again, module)
 
-    def _no_runner(self, module: _Open) -> None:
+    def _no_runner(self, module: OpenModule) -> None:
         for handle in module.timers.values():
             handle.cancel()
         module.timers.clear()
@@ -364,7 +268,7 @@ class Supervisor:
             module.checks_timer.cancel()
         module.runner = module.checks = module.checks_timer = None
 
-    def _try_again(self, module: _Open) -> None:
+    def _try_again(self, module: OpenModule) -> None:
         if module.runner is None and self._open.get(module.configured.name) is module:
             self._do(self._begin(module))
 
@@ -375,11 +279,11 @@ class Supervisor:
 
     # ---- events
 
-    def _post(self, module: _Open, event: Report) -> None:
+    def _post(self, module: OpenModule, event: Report) -> None:
         """From any thread."""
         self._loop.call_soon_threadsafe(self._take, module, event)
 
-    def _take(self, module: _Open, event: Report, replies: Callable[[Reply], None] | None = None) -> None:
+    def _take(self, module: OpenModule, event: Report, replies: Callable[[Reply], None] | None = None) -> None:
         if isinstance(event, Note):
             module.events.add("note", text=event.text)
             return
@@ -401,7 +305,7 @@ class Supervisor:
                 return
         self._give(module, runner, checks, event, replies)
 
-    async def _ask_mirror_first(self, module: _Open) -> None:
+    async def _ask_mirror_first(self, module: OpenModule) -> None:
         """The rule of PeerHeard; what the pulses say meanwhile comes after it, in its order."""
         group = module.group
         assert group is not None and module.of_peer is not None
@@ -420,7 +324,7 @@ class Supervisor:
 
     def _give(
         self,
-        module: _Open,
+        module: OpenModule,
         runner: ModuleRunner,
         checks: ModuleChecks,
         event: Event | Checked | Tick,
@@ -444,7 +348,7 @@ class Supervisor:
         except (RunnerEnded, NotStored) as error:
             self._is_broken(module, str(error))
 
-    def _tick_after(self, module: _Open, after_s: float) -> None:
+    def _tick_after(self, module: OpenModule, after_s: float) -> None:
         if module.checks_timer is not None:
             module.checks_timer.cancel()
         module.checks_timer = self._loop.call_later(after_s, self._take, module, Tick())
@@ -461,11 +365,7 @@ class Supervisor:
         return answered.result() if answered.done() else Reply(False, module.problem)
 
     def standing(self, name: str) -> Standing:
-        module = self._module(name)
-        if module.runner is None or module.checks is None:
-            return _undecided(name, module)
-        now = module.runner.module
-        return _standing(name, now, module.checks.reason(now), module.mirror_says)
+        return standing_of(self._module(name))
 
     def standings(self) -> list[Standing]:
         """In the order of the modules' names."""
@@ -501,7 +401,7 @@ class Supervisor:
         group = self._module(name).group
         return {} if group is None else await group.status()
 
-    def _module(self, name: str) -> _Open:
+    def _module(self, name: str) -> OpenModule:
         module = self._open.get(name)
         if module is None:
             known = ", ".join(sorted(self._open)) or "none yet: hotpair module add"
@@ -514,52 +414,10 @@ def _shows_another_record(module: Module, event: PeerHeard) -> bool:
     return module.mirror is not None and (module.peer is None or module.peer.record != event.view.record)
 
 
-def _undecided(name: str, module: _Open) -> Standing:
-    """Nothing is decided for it now."""
-    found = module.unreadable
-    vm = found.vm if found is not None else None
-    wishes = found.wishes if found is not None and found.wishes is not None else Wishes()
-    return Standing(
-        module=name,
-        state=None if found is None else State.WAIT,
-        ready=False,
-        reason=module.problem,
-        vm="" if vm is None else vm.value,
-        data=data_status(None).value,
-        maintenance=wishes.maintenance,
-        wanted=wishes.wanted,
-        plan="",
-        peer="",
-        peer_ready=False,
-        in_sync=False,
-        problem=module.problem,
-        mirror=module.mirror_says,
-    )
-
-
-def _standing(name: str, module: Module, checkers: str, mirror: str) -> Standing:
-    peer: PeerView | None = module.peer
-    return Standing(
-        module=name,
-        state=module.state,
-        ready=ready(module),
-        reason=" ".join(filter(None, (module.reason.value, checkers))),
-        vm=module.vm.value,
-        data=data_status(module.record).value,
-        maintenance=module.maintenance,
-        wanted=module.wanted,
-        plan=module.plan.value if module.plan is not None else "",
-        peer=peer.state.value if peer is not None else "",
-        peer_ready=peer is not None and peer.ready,
-        in_sync=module.mirror is not None and module.mirror.in_sync,
-        mirror=mirror,
-    )
-
-
 class _Timers:
     """For a runner, on the event loop's clock."""
 
-    def __init__(self, supervisor: Supervisor, module: _Open) -> None:
+    def __init__(self, supervisor: Supervisor, module: OpenModule) -> None:
         self._supervisor = supervisor
         self._module = module
 
@@ -577,7 +435,7 @@ class _Timers:
 class _Asker:
     """Puts a runner's questions to the arbiter, each in a thread, which is blocked for the time limit at most."""
 
-    def __init__(self, supervisor: Supervisor, module: _Open) -> None:
+    def __init__(self, supervisor: Supervisor, module: OpenModule) -> None:
         self._supervisor = supervisor
         self._module = module
 

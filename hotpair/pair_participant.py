@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypeVar
 
 from hotpair import pair_files_io
 from hotpair.actors.driver_place import place_of
+from hotpair.actors.groups import NotOpened
 from hotpair.actors.home import Home
-from hotpair.actors.supervisor import NotOpened, Supervisor, UnknownModule
+from hotpair.actors.supervisor import Supervisor, UnknownModule
 from hotpair.cluster.admission import ModuleRefused
 from hotpair.cluster.configuration import Module, digest, parse_module
 from hotpair.cluster.module_events import Command

@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar
 
 from hotpair.access import Token, TokensUnusable
 from hotpair.actors.home import Home
-from hotpair.actors.supervisor import Standing, Supervisor
+from hotpair.actors.open_module import Standing
+from hotpair.actors.supervisor import Supervisor
 from hotpair.api_values import Module
 from hotpair.event_hub import Entry, Hub
 from hotpair.in_thread import in_thread

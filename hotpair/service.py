@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 
+from hotpair.actors.groups import Report
 from hotpair.actors.home import Home
 from hotpair.actors.module_facts import facts_of
 from hotpair.actors.ray_actors import RayGroup, SupervisorActor
-from hotpair.actors.supervisor import Report, Supervisor
+from hotpair.actors.supervisor import Supervisor
 from hotpair.cluster.arbiters_io import arbiter_of
 from hotpair.cluster.configuration import Cluster, Module
 from hotpair.cluster.configuration_io import load_cluster, load_key, load_modules

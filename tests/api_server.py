@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hotpair.access import Role as AccessRole
+from hotpair.actors.groups import Found, Report
 from hotpair.actors.home import Home
-from hotpair.actors.supervisor import Found, Report, Supervisor
+from hotpair.actors.supervisor import Supervisor
 from hotpair.cluster import record_io
 from hotpair.cluster.arbiter_io import NoArbiter
 from hotpair.cluster.checks import Watch

@@ -6,8 +6,9 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+from hotpair.actors.groups import Found, NotOpened
 from hotpair.actors.home import Home
-from hotpair.actors.supervisor import OPENED_AT_A_TIME, Found, NotOpened, Supervisor
+from hotpair.actors.supervisor import OPENED_AT_A_TIME, Supervisor
 from hotpair.cluster.arbiter_io import NoArbiter
 from hotpair.cluster.configuration import Module as Configured
 from hotpair.cluster.configuration_io import load_cluster, load_modules

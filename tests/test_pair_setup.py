@@ -24,8 +24,8 @@ from fastapi.responses import Response
 
 from hotpair import pair_channel_io
 from hotpair.access import Role
+from hotpair.actors.groups import NotOpened
 from hotpair.actors.home import Home
-from hotpair.actors.supervisor import NotOpened
 from hotpair.client import Client, NotAllowed
 from hotpair.cluster.configuration import parse_cluster
 from hotpair.cluster.configuration_io import load_cluster, load_key
