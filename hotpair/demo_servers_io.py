@@ -36,7 +36,7 @@ MODULE = "app"
 PAIR = "demo"
 WITNESS_PORT = 950  # behind the first one, as are those of the modules
 MODULE_PORT = 900
-BOTH_GREEN = {"PRIM green", "SECOND green"}
+BOTH = {"PRIM", "SECOND"}
 
 
 class DemoFailed(Exception):
@@ -208,6 +208,10 @@ class Server:
         return "\n".join(said)
 
 
+def _are_green(both: Sequence[Module]) -> bool:
+    return {one.state for one in both} == BOTH and all(one.ready and one.peer_ready for one in both)
+
+
 def _state(module: Module | None) -> str:
     if module is None or module.state is None:
         return ""
@@ -285,9 +289,9 @@ class TwoServers:
         return self.until(lambda: (self["a"].state(module), self["b"].state(module)) == (a, b), both, limit_s)
 
     def are_green(self) -> bool:
-        """All modules, each PRIM on one server and SECOND on the other."""
-        a, b = self["a"].states(), self["b"].states()
-        return all({a.get(name), b.get(name)} == BOTH_GREEN for name in self.applications)
+        """All modules, each PRIM on one server and SECOND on the other, and each has heard that of the other."""
+        a, b = self["a"].modules(), self["b"].modules()
+        return all(_are_green([found[name] for found in (a, b) if name in found]) for name in self.applications)
 
     def until_green(self, limit_s: float = START_S) -> float:
         return self.until(self.are_green, "all modules are green on both servers", limit_s)

@@ -164,10 +164,13 @@ class Pair:
         return self.servers[name].client()
 
     def is_green(self) -> bool:
-        """All modules, on both: one runs it, the other can take over."""
+        """All modules, on both: one runs it, the other can take over, and each has heard that of the other."""
         both = [self.seen(name) for name in ADDRESSES]
-        return all(len(found) == len(self.modules) and all(one.ready for one in found) for found in both) and all(
-            {one.state for one in pair} == {"PRIM", "SECOND"} for pair in zip(*both, strict=True)
+        green = [one.ready and one.peer_ready for found in both for one in found]
+        return (
+            len(green) == len(self.modules) * len(both)
+            and all(green)
+            and all({one.state for one in pair} == {"PRIM", "SECOND"} for pair in zip(*both, strict=True))
         )
 
     def primary(self) -> str:
