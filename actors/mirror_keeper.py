@@ -111,7 +111,8 @@ class MirrorKeeper:
         self._settled = threading.Condition(self._lock)
         self._coming = False  # it is being started, and nothing was heard of it yet
         self._last: MirrorReported | None = None
-        self._died = 0  # times in a row, soon after its start
+        self._died = 0  # times in a row, soon after its start, without having been told to end
+        self._is_to_end = False
         self._closed = False
         self._salvage_said = ""
         threading.Thread(target=self._give_verdicts, name="mirror verdicts", daemon=True).start()
@@ -166,7 +167,7 @@ class MirrorKeeper:
         with self._lock:
             coming, there, last = self._coming, self._watching is not None, self._last
             if not coming and not there:
-                self._end_at_once, self._coming = False, True
+                self._end_at_once, self._is_to_end, self._coming = False, False, True
         if coming:
             return
         if there and last is not None:
@@ -175,6 +176,7 @@ class MirrorKeeper:
         threading.Thread(target=self._start, args=work, name="mirror start", daemon=True).start()
 
     def stop(self) -> None:
+        self._is_to_end = True
         self._verdict("shutdown")
 
     def go_alone(self, based_on: Record, record: Record) -> None:
@@ -184,9 +186,11 @@ class MirrorKeeper:
         self._verdict("fail_tap")
 
     def hand_over(self) -> None:
+        self._is_to_end = True
         self._verdict("handover")
 
     def leave(self) -> None:
+        self._is_to_end = True
         self._verdict("leave")
 
     def agree(self, based_on: Record, epoch: int, *, mine_first: bool) -> None:
@@ -335,7 +339,8 @@ class MirrorKeeper:
         self._report_gone(began)
 
     def _report_gone(self, began: float, why: str = "") -> None:
-        self._died = 0 if time.monotonic() - began > LIVED_S else self._died + 1
+        is_well = self._is_to_end or time.monotonic() - began > LIVED_S
+        self._died = 0 if is_well else self._died + 1
         with self._talking:
             self._because(why)
             self._say(self._gone())

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from hotpair.actors import mirror_keeper
 from hotpair.actors.mirror_keeper import MirrorFacts, MirrorKeeper
 from hotpair.cluster.module_events import MirrorReported
-from hotpair.cluster.module_values import Role
+from hotpair.cluster.module_values import MirrorMode, Role
 from tests.faults import ask, equal_after_stop, on_mount, said, small_disk, status, wait_until
 from tests.mirror_pair import MirrorPair
 from tests.witness_process import free_port
@@ -110,4 +111,24 @@ def test_a_mirror_that_does_not_come_up() -> None:
         keeper.start(Role.TARGET, alone=False, salvage=None)
         assert heard.get(timeout=LIMIT_S).mirror is None
         assert len(reasons) == 1 and "did not come up as target" in reasons[0] and "is damaged" in reasons[0]
+        keeper.close()
+
+
+def test_one_that_was_told_to_end_is_started_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only one that dies by itself is waited with: several swaps in a row are as fast as the first."""
+    monkeypatch.setattr(mirror_keeper, "GRACE_S", (0.0, 10 * LIMIT_S))
+    with MirrorPair() as pair:
+        heard: queue.SimpleQueue[MirrorReported] = queue.SimpleQueue()
+        options = ("--durability", "memory", "--no-tls")
+        here, peer = ("127.0.0.1", free_port()), ("127.0.0.1", free_port())
+        facts = MirrorFacts("vm", pair.target_dir, pair.target_state, f"{pair.base}/log", here, peer, options)
+        keeper = MirrorKeeper(facts, heard.put)  # type: ignore[arg-type]
+        keeper.find()
+        for _ in range(3):
+            keeper.start(Role.TARGET, alone=False, salvage=None)
+            while (report := heard.get(timeout=LIMIT_S)).mirror is None or report.mirror.mode is not MirrorMode.IDLE:
+                pass
+            keeper.stop()
+            while heard.get(timeout=LIMIT_S).mirror is not None:
+                pass
         keeper.close()
