@@ -1,46 +1,69 @@
-"""Flushing files without waiting for it: callbacks over the kernel's asynchronous queue, with no limit of its own."""
+"""Flushing files without waiting for it: in threads, each in the kernel with one file, without Python's lock.
+
+The kernel's asynchronous I/O would need no threads. But its work queue flushes on the processor that has asked, which
+is the loop's; and a process that has such a queue takes 30 ms longer to die. Its sockets are still open in that time,
+so that the peer of a target that was killed holds its writes for so much longer.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import threading
 from collections import deque
 from collections.abc import Callable
+from queue import SimpleQueue
 
-from hotpair.replication.linux_io import AioQueue
+from hotpair.replication.limits import FLUSH_THREADS
 
 Done = Callable[[int], None]
 
 
 class Flusher:
-    """Submits flushes; what the kernel's queue cannot hold waits here."""
+    """For the loop's thread. The threads are started when they are needed, and end with the process."""
 
-    def __init__(self, queue: AioQueue | None = None) -> None:
-        self._queue = queue or AioQueue()
-        self._token = 0
-        self._under_way: dict[int, Done] = {}
-        self._waiting: deque[tuple[int, bool, Done]] = deque()
+    def __init__(self) -> None:
+        self._asked: SimpleQueue[tuple[int, bool, Done]] = SimpleQueue()
+        self._ended: deque[tuple[Done, int]] = deque()
+        self.pending = 0  # asked for, and `done` not called yet
+        self._threads = 0
+        self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def fileno(self) -> int:
         """For epoll: readable when ``completed`` has something to do."""
-        return self._queue.fileno()
+        return self._eventfd
 
     def flush(self, fd: int, data_only: bool, done: Done) -> None:
-        """Flush a file; ``done(errno)`` is called from ``completed``, 0 when it is on stable storage."""
-        if self._waiting or not self._submit(fd, data_only, done):
-            self._waiting.append((os.dup(fd), data_only, done))  # the caller's may be closed before its turn comes
+        """Flush a file; ``done(errno)`` is called from ``completed``, 0 when it is on stable storage.
 
-    def _submit(self, fd: int, data_only: bool, done: Done) -> bool:
-        self._token += 1
-        try:
-            self._queue.submit_flush(fd, self._token, data_only)
-        except BlockingIOError:
-            return False  # full: the next completion makes room
-        self._under_way[self._token] = done
-        return True
+        The descriptor may be closed meanwhile; an error counts as reported through that open file, as with fsync.
+        Raises OSError for what is no descriptor.
+        """
+        self._asked.put((os.dup(fd), data_only, done))
+        self.pending += 1
+        if self._threads < min(self.pending, FLUSH_THREADS):
+            self._threads += 1
+            threading.Thread(target=self._work, name="flush", daemon=True).start()
+
+    def _work(self) -> None:
+        while True:
+            fd, data_only, done = self._asked.get()
+            try:
+                (os.fdatasync if data_only else os.fsync)(fd)
+                result = 0
+            except OSError as error:
+                result = error.errno or errno.EIO
+            self._ended.append((done, result))
+            os.eventfd_write(self._eventfd, 1)
+            os.close(fd)
 
     def completed(self) -> None:
         """Call what waits for flushes that have ended."""
-        for token, result in self._queue.completed():
-            self._under_way.pop(token)(-result)
-        while self._waiting and self._submit(*self._waiting[0]):
-            os.close(self._waiting.popleft()[0])  # the kernel holds the file while it flushes
+        try:
+            os.eventfd_read(self._eventfd)  # first: what ends from here on makes it readable again
+        except BlockingIOError:
+            return
+        while self._ended:
+            done, result = self._ended.popleft()
+            self.pending -= 1
+            done(result)

@@ -31,6 +31,7 @@ HELLO_TIMEOUT_S = 10.0  # a peer that connects and says nothing must not hold th
 SILENCE_TIMEOUT_S = 1.5  # not even the peer's host acknowledges anything: a lost link. More than PROBE_INTERVAL_S
 SHORTEST_SILENCE_S = 1.2  # a probe in each PROBE_INTERVAL_S, and a loop that looks ten times a second
 STALL_TIMEOUT_S = 10.0  # the peer's host is there, but its mirror answers nothing or gets no further: a lost link
+FLUSH_THREADS = 8  # files that are flushed at the same time; more would wait for the same disk
 FLUSHES_AT_ONCE = 1024  # of files and directories, asked for and not answered; a good source has REQUEST_SLOTS
 FULL_FLUSHES_AT_ONCE = 16  # of the whole file system; each has a thread at the target
 BUSY_INTERVAL_S = 1.0  # how often a target that is busy with a flush says so

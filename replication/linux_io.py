@@ -471,8 +471,6 @@ def mlockall_current(flags: int = MCL_CURRENT | MCL_ONFAULT) -> None:
 MAX_AIO_DEPTH: Final = 4096  # the whole system has fs.aio-max-nr of them, 65536 by default
 
 _IOCB_CMD_PREAD: Final = 0
-_IOCB_CMD_FSYNC: Final = 2
-_IOCB_CMD_FDSYNC: Final = 3
 _IOCB_FLAG_RESFD: Final = 1
 # linux/aio_abi.h, little endian: data, key, rw_flags, opcode, priority, fd, buf, nbytes, offset, reserved,
 # flags, resfd
@@ -488,11 +486,10 @@ _io_getevents = _function("syscall", _long, _ulong, _long, _long, ctypes.c_void_
 
 
 class AioQueue:
-    """Flushes and reads through kernel AIO, announced on an eventfd. For one thread; not across fork.
+    """Reads through kernel AIO, announced on an eventfd. For one thread; not across fork.
 
-    A read is asynchronous only with O_DIRECT. The kernel runs each flush on a worker of the processor that submitted
-    it, which may preempt the submitter for milliseconds, and holds the file meanwhile: its descriptor may be closed. An
-    error counts as reported through that open file, as with fsync. Source: io_submit(2), linux/aio_abi.h, fs/aio.c.
+    A read is asynchronous only with O_DIRECT. The kernel holds the file meanwhile: its descriptor may be closed.
+    Source: io_submit(2), linux/aio_abi.h, fs/aio.c.
     """
 
     def __init__(self, depth: int = 128) -> None:
@@ -524,18 +521,11 @@ class AioQueue:
         """What was submitted and not yet returned by `completed`."""
         return self._depth - len(self._free)
 
-    def submit_flush(self, fd: int, token: int, data_only: bool = True) -> None:
-        """Begin to flush `fd`; `token` (0 to 2**64 - 1) comes back with the result.
-
-        BlockingIOError when `depth` are pending, EBADF for a bad or O_PATH descriptor, EINVAL for one
-        that cannot be flushed: nothing was begun then.
-        """
-        self._submit(_IOCB_CMD_FDSYNC if data_only else _IOCB_CMD_FSYNC, fd, token, 0, 0, 0)
-
     def submit_read(self, fd: int, token: int, address: int, size: int, offset: int) -> None:
         """Begin to read `size` bytes at `offset` into the memory at `address`, which must stay until it has ended.
 
-        With O_DIRECT, all three must be multiples of the disk's block. Errors as for a flush.
+        With O_DIRECT, all three must be multiples of the disk's block. `token` (0 to 2**64 - 1) comes back with the
+        result. BlockingIOError when `depth` are pending, EBADF for a bad or O_PATH descriptor: nothing was begun then.
         """
         self._submit(_IOCB_CMD_PREAD, fd, token, address, size, offset)
 
@@ -558,10 +548,10 @@ class AioQueue:
     def completed(self) -> list[tuple[int, int]]:
         """All (token, result) that have finished, in order of completion. Never waits.
 
-        The result: of a read its bytes, of a flush 0, of either -errno.
+        The result: its bytes, or -errno.
         """
         assert self._eventfd >= 0, "closed"
-        # The counter first, the results second: a flush that ends in between wakes the loop once too often,
+        # The counter first, the results second: a read that ends in between wakes the loop once too often,
         # never once too seldom.
         try:
             os.eventfd_read(self._eventfd)

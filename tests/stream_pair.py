@@ -9,7 +9,6 @@ What the two processes add around that (hello, verdicts, the end of reintegratio
 
 from __future__ import annotations
 
-import errno
 import mmap
 import os
 import shutil
@@ -26,7 +25,7 @@ from hotpair.replication import frames, helper, linux_io
 from hotpair.replication.activity import ActivityLog
 from hotpair.replication.dirty_log_io import DirtyLog, OsFiles
 from hotpair.replication.errors import LinkLost, ProtocolError, TargetFailed
-from hotpair.replication.flusher_io import Flusher
+from hotpair.replication.flusher_io import Done, Flusher
 from hotpair.replication.frames import LENGTH, Kind
 from hotpair.replication.fuse_io import Slot, make_slots
 from hotpair.replication.helper_io import Helper
@@ -109,29 +108,25 @@ class WireEnd:
 
 
 class StepFlushes:
-    """In place of the kernel's flush queue: flushes end at the next look, or when ``held`` is taken back."""
-
-    DEPTH = 128
+    """In place of a Flusher: flushes end at the next look, or when ``held`` is taken back."""
 
     def __init__(self) -> None:
         self.held = False
-        self._waiting: list[int] = []
+        self._waiting: list[Done] = []
 
-    def submit_flush(self, fd: int, token: int, data_only: bool = True) -> None:
+    def flush(self, fd: int, data_only: bool, done: Done) -> None:
         os.fstat(fd)
-        if len(self._waiting) == self.DEPTH:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        self._waiting.append(token)
+        self._waiting.append(done)
 
     @property
     def pending(self) -> int:
         return len(self._waiting)
 
-    def completed(self) -> list[tuple[int, int]]:
-        if self.held:
-            return []
-        done, self._waiting = self._waiting, []
-        return [(token, 0) for token in done]
+    def completed(self) -> None:
+        if not self.held:
+            ended, self._waiting = self._waiting, []
+            for done in ended:
+                done(0)
 
     def fileno(self) -> int:
         return -1
@@ -235,7 +230,7 @@ class StreamPair:
             f"{self.base}/log", root=self.identity, generation=b"g" * 16, boot="", extent_shift=EXTENT.bit_length() - 1,
             counter=1, files=QuietFiles(), step=1 << 16,
         )  # fmt: skip
-        self._flusher = Flusher(cast(linux_io.AioQueue, self.flushes))
+        self._flusher = cast(Flusher, self.flushes)
         self.source = Source(self.log, self.activity, self._flusher, EXTENT, False, 1 << 42)
         self.disk_failures: list[str] = []
         self.source.on_disk_failure = self.disk_failures.append
@@ -298,7 +293,7 @@ class StreamPair:
 
     def start_target(self) -> None:
         """A new process on the same copy: it knows nothing of the session."""
-        flusher = Flusher(cast(linux_io.AioQueue, self.target_flushes))
+        flusher = cast(Flusher, self.target_flushes)
         target = self.target = Target(self.target_root, self.identity, flusher, 1000, False)
         target.listing = Listing(target)
         target.on_message = self._for_target

@@ -19,7 +19,6 @@ from hotpair.replication.errors import LinkLost, ProtocolError, TargetFailed
 from hotpair.replication.flusher_io import Flusher
 from hotpair.replication.frames import COUNTS, FIELDS, LENGTH, LENGTH_SIZE, Kind
 from hotpair.replication.limits import MAX_MESSAGE, MAX_PAYLOAD, PROTOCOL_VERSION
-from hotpair.replication.linux_io import AioQueue
 from hotpair.replication.listing import Listing
 from hotpair.replication.objects_io import write_identity
 from hotpair.replication.target import Target
@@ -230,8 +229,8 @@ class Reader:
     def __init__(self, directory: str) -> None:
         self.root = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         self.identity, self.file = b"r" * 16, b"f" * 16
-        self.queue = AioQueue()
-        self.target = Target(self.root, self.identity, Flusher(self.queue), 100, False)
+        self.flusher = Flusher()
+        self.target = Target(self.root, self.identity, self.flusher, 100, False)
         self.target.on_message = lambda fields: None
         self.target.on_failure = lambda sequence, error: None
         self.target.on_flush_all = lambda sequence: None
@@ -263,8 +262,8 @@ class Reader:
     def _end_flushes(self) -> None:
         """Of the files that are closed, whose descriptors stay open so long."""
         poll = select.poll()
-        poll.register(self.queue.fileno(), select.POLLIN)
-        while self.queue.pending:
+        poll.register(self.flusher.fileno(), select.POLLIN)
+        while self.flusher.pending:
             assert poll.poll(10_000), "a flush does not end"
             self.target.flushes_completed()
 
@@ -276,7 +275,7 @@ class Reader:
         self.target.detach()
         self.target.listing.close()
         self.target.descriptors.close()
-        self.queue.close()
+        os.close(self.flusher.fileno())
         os.close(self.root)
 
 

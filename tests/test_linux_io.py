@@ -1,5 +1,6 @@
-"""linux_io against the real kernel and a real file system (below /var/tmp: /tmp may be a tmpfs)."""
+"""linux_io, and the flusher, against the real kernel and a real file system (below /var/tmp: /tmp may be a tmpfs)."""
 
+import ctypes
 import errno
 import fcntl
 import mmap
@@ -16,10 +17,13 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from typing import Any
 
 import pytest
 
 from hotpair.replication import linux_io
+from hotpair.replication.flusher_io import Flusher
+from hotpair.replication.limits import FLUSH_THREADS
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
 
@@ -824,66 +828,50 @@ def wait_for(queue: linux_io.AioQueue, count: int) -> list[tuple[int, int]]:
     return results
 
 
-@pytest.mark.parametrize("data_only", [True, False])
-def test_flush_queue_flushes(directory: bytes, data_only: bool) -> None:
-    with closing(linux_io.AioQueue(2)) as queue:
+@contextmanager
+def page() -> Iterator[tuple[mmap.mmap, int]]:
+    """Memory for one read with O_DIRECT, and where it is."""
+    memory = mmap.mmap(-1, PAGE)
+    held = ctypes.c_char.from_buffer(memory)
+    try:
+        yield memory, ctypes.addressof(held)
+    finally:
+        del held
+        memory.close()
+
+
+def test_a_read_and_its_errors(directory: bytes, dirfd: int) -> None:
+    with closing(linux_io.AioQueue(2)) as queue, page() as (memory, address):
         with opened(directory + b"/f", content=b"x" * PAGE) as fd:
-            assert waits_for_write_back(fd)
-            queue.submit_flush(fd, 2**64 - 1, data_only)
+            os.fsync(fd)
+        with opened(directory + b"/f", os.O_RDONLY | os.O_DIRECT) as fd:
+            queue.submit_read(fd, 2**64 - 1, address, PAGE, 0)
             assert queue.pending == 1
-            assert wait_for(queue, 1) == [(2**64 - 1, 0)]
-            assert not waits_for_write_back(fd)
-        assert queue.pending == 0
-        assert queue.completed() == []
-
-
-def test_flush_queue_with_many_files_closed_meanwhile(directory: bytes, dirfd: int) -> None:
-    files, depth = 600, 16
-    with closing(linux_io.AioQueue(depth)) as queue:
-        results: list[tuple[int, int]] = []
-        for token in range(files):
-            if queue.pending == depth:
-                results += wait_for(queue, 1)
-            with opened(directory + b"/%d" % token, content=b"x" * PAGE) as fd:
-                queue.submit_flush(fd, token)
-        results += wait_for(queue, files - len(results))
-        assert sorted(results) == [(token, 0) for token in range(files)]
-        assert queue.pending == 0
-        queue.submit_flush(dirfd, 1, data_only=False)  # directories too
-        assert wait_for(queue, 1) == [(1, 0)]
-    for token in range(files):
-        with opened(directory + b"/%d" % token) as fd:
-            assert not waits_for_write_back(fd)
-
-
-def test_flush_queue_refuses_more_than_its_depth(dirfd: int) -> None:
-    with closing(linux_io.AioQueue(4)) as queue:
-        for token in range(4):
-            queue.submit_flush(dirfd, token)
-        with pytest.raises(BlockingIOError):
-            queue.submit_flush(dirfd, 4)
-        assert queue.pending == 4
-        assert sorted(wait_for(queue, 4)) == [(token, 0) for token in range(4)]
-        queue.submit_flush(dirfd, 5)
-        assert wait_for(queue, 1) == [(5, 0)]
-
-
-def test_flush_queue_refuses_bad_descriptors_without_losing_room(directory: bytes, dirfd: int) -> None:
-    out, into = os.pipe()
-    with closing(linux_io.AioQueue(1)) as queue, opened(directory, os.O_PATH) as path_only:
+        assert wait_for(queue, 1) == [(2**64 - 1, PAGE)]  # although it was closed meanwhile
+        assert memory[:] == b"x" * PAGE
+        assert (queue.pending, queue.completed()) == (0, [])
         closed = os.dup(dirfd)
         os.close(closed)
-        for bad, code in ((-1, errno.EBADF), (closed, errno.EBADF), (path_only, errno.EBADF), (out, errno.EINVAL)):
-            with fails(code):
-                queue.submit_flush(bad, 1)
-            assert queue.pending == 0
-        queue.submit_flush(dirfd, 2)
-        assert wait_for(queue, 1) == [(2, 0)]
-    os.close(out)
-    os.close(into)
+        with opened(directory, os.O_PATH) as path_only:
+            for bad in (-1, closed, path_only):
+                with fails(errno.EBADF):
+                    queue.submit_read(bad, 1, address, PAGE, 0)
+                assert queue.pending == 0
 
 
-def test_flush_queue_depth_and_close(dirfd: int) -> None:
+def test_a_queue_refuses_more_than_its_depth(directory: bytes) -> None:
+    with closing(linux_io.AioQueue(4)) as queue, page() as (_, address), opened(directory + b"/f", content=b"x") as fd:
+        for token in range(4):
+            queue.submit_read(fd, token, address, 1, 0)
+        with pytest.raises(BlockingIOError):
+            queue.submit_read(fd, 4, address, 1, 0)
+        assert queue.pending == 4
+        assert sorted(wait_for(queue, 4)) == [(token, 1) for token in range(4)]
+        queue.submit_read(fd, 5, address, 1, 0)
+        assert wait_for(queue, 1) == [(5, 1)]
+
+
+def test_a_queues_depth_and_close(directory: bytes) -> None:
     for depth in (0, linux_io.MAX_AIO_DEPTH + 1):
         with pytest.raises(AssertionError):
             linux_io.AioQueue(depth)
@@ -893,7 +881,6 @@ def test_flush_queue_depth_and_close(dirfd: int) -> None:
     assert int(read(b"/proc/sys/fs/aio-nr")) >= in_use + linux_io.MAX_AIO_DEPTH
     assert not os.get_inheritable(queue.fileno())
     assert not os.get_blocking(queue.fileno())
-    queue.submit_flush(dirfd, 1)
     queue.close()
     queue.close()
     assert os.listdir("/proc/self/fd") == descriptors
@@ -901,11 +888,11 @@ def test_flush_queue_depth_and_close(dirfd: int) -> None:
     while int(read(b"/proc/sys/fs/aio-nr")) > in_use:
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    with pytest.raises(AssertionError):
-        queue.submit_flush(dirfd, 1)
+    with page() as (_, address), opened(directory, os.O_RDONLY) as fd, pytest.raises(AssertionError):
+        queue.submit_read(fd, 1, address, PAGE, 0)
 
 
-def test_flush_queue_reports_an_exhausted_system_and_leaks_nothing() -> None:
+def test_an_exhausted_system_is_reported_and_nothing_leaks() -> None:
     queues: list[linux_io.AioQueue] = []
     try:
         with fails(errno.EAGAIN):
@@ -916,6 +903,64 @@ def test_flush_queue_reports_an_exhausted_system_and_leaks_nothing() -> None:
     finally:
         for queue in queues:
             queue.close()
+
+
+# --- Flusher --------------------------------------------------------------------------------------------------
+
+
+def ended(flusher: Flusher, count: int, results: list[Any]) -> None:
+    """As an event loop does it: it looks only when epoll says that there is something."""
+    with closing(select.epoll()) as epoll:
+        epoll.register(flusher.fileno(), select.EPOLLIN)
+        while len(results) < count:
+            assert epoll.poll(30), "not woken"
+            flusher.completed()
+
+
+@pytest.mark.parametrize("data_only", [True, False])
+def test_a_flush(directory: bytes, data_only: bool) -> None:
+    flusher, results = Flusher(), list[Any]()
+    with opened(directory + b"/f", content=b"x" * PAGE) as fd:
+        assert waits_for_write_back(fd)
+        flusher.flush(fd, data_only, results.append)
+        assert (flusher.pending, results) == (1, [])
+        ended(flusher, 1, results)
+        assert not waits_for_write_back(fd)
+    assert (flusher.pending, results) == (0, [0])
+    flusher.completed()
+    assert results == [0]
+
+
+def test_many_flushes_of_files_closed_meanwhile(directory: bytes, dirfd: int) -> None:
+    files, flusher, results = 600, Flusher(), list[Any]()
+    for number in range(files):
+        with opened(directory + b"/%d" % number, content=b"x" * PAGE) as fd:
+            flusher.flush(fd, True, lambda error, number=number: results.append((number, error)))
+    flusher.flush(dirfd, False, lambda error: results.append((files, error)))  # directories too
+    ended(flusher, files + 1, results)
+    assert sorted(results) == [(number, 0) for number in range(files + 1)]
+    for number in range(files):
+        with opened(directory + b"/%d" % number) as fd:
+            assert not waits_for_write_back(fd)
+    assert len([one for one in threading.enumerate() if one.name == "flush"]) <= 3 * FLUSH_THREADS  # of all tests here
+
+
+def test_what_cannot_be_flushed(directory: bytes, dirfd: int) -> None:
+    flusher, results = Flusher(), list[Any]()
+    closed = os.dup(dirfd)
+    os.close(closed)
+    for bad in (-1, closed):
+        with fails(errno.EBADF):
+            flusher.flush(bad, True, results.append)
+    assert flusher.pending == 0
+    out, into = os.pipe()
+    with opened(directory, os.O_PATH) as path_only:
+        for bad in (path_only, out):
+            flusher.flush(bad, True, results.append)
+        ended(flusher, 2, results)
+    assert sorted(results) == [errno.EBADF, errno.EINVAL]
+    os.close(out)
+    os.close(into)
 
 
 # A FUSE file system of one directory, whose flush is answered when the test says so (linux/fuse.h).
@@ -967,29 +1012,15 @@ def held(directory: bytes) -> Iterator[tuple[int, int]]:
         pool.shutdown()
 
 
-def test_flush_queue_does_not_wait_and_reports_the_error(held: tuple[int, int]) -> None:
+def test_a_flush_is_not_waited_for_and_reports_the_error(held: tuple[int, int]) -> None:
     device, fd = held
-    queue = linux_io.AioQueue(2)
+    flusher, results = Flusher(), list[Any]()
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(queue.submit_flush, fd, 7, False).result(10)  # returns although nobody has answered
+        pool.submit(flusher.flush, fd, False, results.append).result(10)  # returns although nobody has answered
         unique = fuse_request(device, FUSE_FSYNCDIR)
-        assert pool.submit(queue.completed).result(10) == []
-        assert not readable(queue.fileno(), 0.05)
-        assert queue.pending == 1
+        pool.submit(flusher.completed).result(10)
+        assert not readable(flusher.fileno(), 0.05)
+        assert (flusher.pending, results) == (1, [])
         fuse_answer(device, unique, errno.EIO)
-        assert wait_for(queue, 1) == [(7, -errno.EIO)]
-        assert queue.pending == 0
-    queue.close()
-
-
-def test_flush_queue_close_waits_for_what_is_pending(held: tuple[int, int]) -> None:
-    device, fd = held
-    queue = linux_io.AioQueue(2)
-    with ThreadPoolExecutor(1) as pool:
-        pool.submit(queue.submit_flush, fd, 7, False).result(10)
-        unique = fuse_request(device, FUSE_FSYNCDIR)
-        closing_it = pool.submit(queue.close)
-        time.sleep(0.1)
-        assert not closing_it.done()
-        fuse_answer(device, unique)
-        closing_it.result(10)
+        ended(flusher, 1, results)
+    assert (flusher.pending, results) == (0, [errno.EIO])
