@@ -112,6 +112,7 @@ class StepFlushes:
 
     def __init__(self) -> None:
         self.held = False
+        self.error = 0  # what each flush ends with
         self._waiting: list[Done] = []
 
     def flush(self, fd: int, data_only: bool, done: Done) -> None:
@@ -126,7 +127,7 @@ class StepFlushes:
         if not self.held:
             ended, self._waiting = self._waiting, []
             for done in ended:
-                done(0)
+                done(self.error)
 
     def fileno(self) -> int:
         return -1

@@ -40,7 +40,7 @@ from hotpair.replication.source_process import SourceProcess
 from hotpair.replication.source_session import Session
 from tests.mirror_pair import MirrorPair
 from tests.programs import wait_for_end
-from tests.stream_pair import EXTENT, QuietFiles, StepFlushes, StreamPair
+from tests.stream_pair import EXTENT, QuietFiles, StreamPair
 from tests.stream_vm import Inode, Request, Vm
 from tests.test_linux_io import waits_for_write_back
 
@@ -420,11 +420,6 @@ def test_flush_is_answered_when_both_copies_have_flushed(pair: Pair, name: str, 
     settle(pair, request)
 
 
-def fail(flushes: StepFlushes) -> None:
-    """The disk is broken: each flush that ends from now on has failed."""
-    flushes.completed = lambda: [(token, -errno.EIO) for token, _ in StepFlushes.completed(flushes)]  # type: ignore[method-assign]
-
-
 @pytest.mark.parametrize("mode", [PRIM, ALONE])
 def test_failed_flush_of_the_source_is_sticky(pair: Pair, mode: Mode) -> None:
     stream, vm = pair
@@ -432,7 +427,7 @@ def test_failed_flush_of_the_source_is_sticky(pair: Pair, mode: Mode) -> None:
     if mode is ALONE:
         stream.go_alone()
     settle(pair, vm.write(file, 0, b"before"))
-    fail(stream.flushes)
+    stream.flushes.error = errno.EIO
     request = vm.fsync(file)
     stream.turn()
     some_turns(pair)
@@ -449,7 +444,7 @@ def test_failed_flush_of_the_target_ends_the_stream(pair: Pair) -> None:
     file = in_sync_with_a_hot_file(pair)
     failed: list[int] = []
     stream.target.on_failure = lambda sequence, _: failed.append(sequence)
-    fail(stream.target_flushes)
+    stream.target_flushes.error = errno.EIO
     request = vm.fsync(file)
     some_turns(pair)
     assert not request.answered and len(failed) == 1
