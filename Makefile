@@ -10,7 +10,7 @@ KERNEL_PACKAGE := linux-image-cloud-amd64
 BENCH_PACKAGES := fio glusterfs-server glusterfs-client qemu-system-x86 qemu-utils qemu-block-extra qemu-system-common gcc libc6-dev openssl iproute2
 SOURCES := pyproject.toml $(shell find hotpair actors cluster replication hyperv -name '*.py')
 
-.PHONY: demo test lint types unit packages bench-packages bench bench-failover test-long torture torture-servers mutants protocol-mutants clean
+.PHONY: demo test lint types unit packages bench-packages bench bench-failover test-long torture torture-servers mutants code-mutants protocol-mutants clean
 
 # The main job, shown on this machine: a power cut, the take-over, the return, a swap.
 demo: $(VENV)/installed $(VENV)/kernel
@@ -91,7 +91,10 @@ torture: $(VENV)/installed packages
 torture-servers: $(VENV)/installed packages
 	$(BIN)/pytest tests/torture_servers.py -m long -o timeout=1800 -s $(TORTURE_ARGUMENTS)
 
-mutants: $(VENV)/installed packages
+# Bugs made on purpose, and what notices each: tests those of the mirror, simulated lives those of the protocol
+mutants: code-mutants protocol-mutants
+
+code-mutants: $(VENV)/installed packages
 	$(BIN)/python tests/mutants.py $(MUTANT_ARGUMENTS)
 
 protocol-mutants: $(VENV)/installed

@@ -1,4 +1,4 @@
-"""The bugs that ``make mutants`` makes: each one breaks a sentence of the contract that a test must hold us to.
+"""The bugs that ``make code-mutants`` makes: each one breaks a sentence of the contract that a test must hold us to.
 
 A place is known by a string that occurs once in its file; keep it short, so that it survives edits nearby.
 """

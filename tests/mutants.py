@@ -1,6 +1,6 @@
 """Break the code on purpose, one sentence of the contract at a time, and see that a test notices.
 
-    make mutants        .venv/bin/python tests/mutants.py [--only NAME] [--jobs N] [--json FILE] [--list]
+    make code-mutants   .venv/bin/python tests/mutants.py [--only NAME] [--jobs N] [--json FILE] [--list]
 
 Each mutant (mutant_list.py) is made in a copy of the packages in a temporary directory; the tests that must catch it
 run with that copy in PYTHONPATH, the cheapest first. The exit code is 1 when one survives, when one does not apply any
