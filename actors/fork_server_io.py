@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from hotpair.actors.fork_client_io import LENGTH, LONGEST, PROCESS_ID
 
 STANDARD = 3  # descriptors: input, output, error
-ASK_S = 5.0  # for one who connects and says nothing
+ASK_S = 1.0  # for one who connects and says nothing
 RAYLET = "RAY_RAYLET_PID"
 # Ray reads these when it is imported: a worker in whose environment they are different is none that can be forked.
 READ_ON_IMPORT = ("RAY_JOB_ID", RAYLET)
@@ -109,17 +109,32 @@ def _serve(listening: socket.socket, raylet: int) -> Program | None:
 
 
 def _is_forked(program: Program, connection: socket.socket) -> bool:
-    """Whether this is the new process. Raises CannotServe and OSError."""
+    """Whether this is the new process. Raises CannotServe and OSError: who asked starts it alone, so there is none."""
     process = None
     try:
         program.check()
+        if not _waits(connection):
+            raise CannotServe("who asked waits no longer")
         process = os.fork()
         if process:
-            connection.sendall(PROCESS_ID.pack(process))
+            try:
+                connection.sendall(PROCESS_ID.pack(process))
+            except OSError:
+                os.kill(process, signal.SIGKILL)
+                raise
     finally:
         if process != 0:
             program.close()
     return process == 0
+
+
+def _waits(connection: socket.socket) -> bool:
+    """Whether the other end is still open: nothing more is to come from there."""
+    connection.setblocking(False)
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK))
+    except BlockingIOError:
+        return True
 
 
 def _asked(connection: socket.socket) -> Program:
@@ -138,13 +153,13 @@ def _asked(connection: socket.socket) -> Program:
             raise ValueError(f"a question of {length} bytes, the limit is {LONGEST}")
         with connection.makefile("rb") as rest:
             question = json.loads(rest.read(length))
-        if not isinstance(question, list):
-            raise ValueError("a question that is no list")
         arguments, environment, directory = question
-    except (OSError, ValueError):
+        if not (isinstance(arguments, list) and isinstance(environment, dict) and isinstance(directory, str)):
+            raise ValueError("a question of other types")
+    except (OSError, TypeError, ValueError) as error:
         for one in descriptors:
             os.close(one)
-        raise
+        raise ValueError(f"no question: {error}") from error
     return Program(arguments, environment, directory, descriptors.tolist())
 
 

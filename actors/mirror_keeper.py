@@ -235,6 +235,7 @@ class MirrorKeeper:
                 self._least = client.ask(command, **given).get("number", 0)
         except Refused as refusal:
             log.warning("%s: %s: %s", self._facts.module, command, refusal)
+            self._is_to_end = self._is_to_end and command == "shutdown"  # a handover, a leave: it goes on
             self._least = refusal.report["number"]
             self._told = self._least - 1  # heard again: what was assumed is not so
             self._tell(refusal.report)

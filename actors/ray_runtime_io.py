@@ -7,6 +7,7 @@ The runtime is a child: `ray start --block` ends when any part of it has, and ta
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import socket
@@ -20,6 +21,8 @@ import psutil
 from hotpair.actors.fork_server_io import RAYLET
 from hotpair.actors.ray_profile import Ports, environment, start_arguments
 from hotpair.actors.ray_worker import FORK_SERVER
+
+log = logging.getLogger("hotpair.run")
 
 START_S = 90.0  # until it says that it is up, on a machine that has just booted
 STOP_S = 15.0  # until all its processes have gone that were killed
@@ -82,10 +85,16 @@ class Runtime:
         if not self._up:
             self.stop()
             raise RuntimeFailed("Ray does not start. It said:\n" + "".join(self._said[-LINES:]))
-        self._start_fork_server(process)
+        try:
+            self._start_fork_server(process)
+        except (OSError, psutil.Error) as error:  # workers are started without it, too
+            log.warning("no fork server: %s", error)
 
     def _start_fork_server(self, runtime: subprocess.Popen[str]) -> None:
-        """Listening when this returns; who asks waits until it has imported everything."""
+        """Listening when this returns; who asks waits until it has imported everything.
+
+        Raises OSError and psutil.Error.
+        """
         raylets = [one.pid for one in psutil.Process(runtime.pid).children() if one.name() == "raylet"]
         if not raylets:
             return  # it has ended since: so will the runtime

@@ -7,6 +7,7 @@ so that the peer of a target that was killed holds its writes for so much longer
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
@@ -42,8 +43,13 @@ class Flusher:
         self._asked.put((os.dup(fd), data_only, done))
         self.pending += 1
         if self._threads < min(self.pending, FLUSH_THREADS):
-            self._threads += 1
-            threading.Thread(target=self._work, name="flush", daemon=True).start()
+            try:
+                threading.Thread(target=self._work, name="flush", daemon=True).start()
+            except RuntimeError:  # the host has no room for another one: those that there are do it
+                if not self._threads:
+                    raise
+            else:
+                self._threads += 1
 
     def _work(self) -> None:
         while True:
@@ -53,9 +59,10 @@ class Flusher:
                 result = 0
             except OSError as error:
                 result = error.errno or errno.EIO
+            with contextlib.suppress(OSError):  # of the file system at the close: the flush before it has said it
+                os.close(fd)
             self._ended.append((done, result))
             os.eventfd_write(self._eventfd, 1)
-            os.close(fd)
 
     def completed(self) -> None:
         """Call what waits for flushes that have ended."""
@@ -63,7 +70,11 @@ class Flusher:
             os.eventfd_read(self._eventfd)  # first: what ends from here on makes it readable again
         except BlockingIOError:
             return
-        while self._ended:
-            done, result = self._ended.popleft()
-            self.pending -= 1
-            done(result)
+        try:
+            while self._ended:
+                done, result = self._ended.popleft()
+                self.pending -= 1
+                done(result)
+        finally:
+            if self._ended:  # whatever one of them has raised: the others are called at the next look
+                os.eventfd_write(self._eventfd, 1)

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -126,6 +127,7 @@ def test_a_worker_of_another_job_or_raylet_is_refused(served: Served, name: str)
         LENGTH.pack(LONGEST + 1),
         LENGTH.pack(1) + b"5",
         LENGTH.pack(2) + b"[]",
+        LENGTH.pack(11) + b'[[],[],"/"]',
     ],
 )
 def test_nonsense_is_refused_and_the_next_is_served(served: Served, tmp_path: Path, words: bytes) -> None:
@@ -172,3 +174,19 @@ def test_an_end_without_an_answer_is_said(tmp_path: Path) -> None:
         with pytest.raises(NotForked, match="refused"):
             fork(str(tmp_path / "fork"), [], {}, (0, 1, 2))
     assert fork_client_io.ANSWER_S < 60  # Ray's patience with a worker that starts
+
+
+def test_who_has_given_up_gets_no_second_process(served: Served, tmp_path: Path) -> None:
+    """It has started the worker itself by then. The server is held, as if it still imported."""
+    os.kill(served.process.pid, signal.SIGSTOP)
+    made = tmp_path / "made"
+    question = json.dumps([[served.program, "late"], served.environment, "/"]).encode()
+    with socket.socket(socket.AF_UNIX) as connection, open(made, "w") as said:
+        connection.connect(served.path)
+        socket.send_fds(connection, [LENGTH.pack(len(question)) + question], [said.fileno()] * 3)
+    os.kill(served.process.pid, signal.SIGCONT)
+    with open(tmp_path / "out", "w") as said, open(os.devnull) as nothing:
+        standard = (nothing.fileno(), said.fileno(), said.fileno())
+        assert ended(fork(served.path, [served.program, "next"], served.environment, standard))
+    assert '"next"' in (tmp_path / "out").read_text()
+    assert made.read_text() == ""
