@@ -202,7 +202,7 @@ def test_a_libvirt_that_cannot_be_reached_proves_nothing(script: Script) -> None
 
 def test_where_libvirt_does_not_answer_the_process_is_killed(script: Script) -> None:
     driver = start(script)
-    qemu = subprocess.Popen(["/bin/sh", "-c", "sleep 1000", "qemu", "-uuid", UUID])
+    qemu = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()", "qemu", "-uuid", UUID])
     try:
         script.expect((STATE, OFF))
         assert not driver.is_off().off  # whatever libvirt says
